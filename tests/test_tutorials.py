@@ -99,7 +99,7 @@ def test_the_python_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 def test_the_python_example_of_the_readme_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_python(ROOT / "README.md")
-    assert capsys.readouterr().out.startswith("7 ChangedChip(")
+    assert capsys.readouterr().out.startswith("6 ChangedChip(")
     assert Path("changes.gpkg").exists()
 
 

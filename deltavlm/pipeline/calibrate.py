@@ -163,7 +163,7 @@ class _ScoreStore:
         if answers and not self.has_scores:
             raise InputError(
                 f"{self.source}: the model answers yes or no without a probability, so there is nothing to "
-                "calibrate; choose one that gives it (deltavlm doctor --model tells)"
+                "calibrate; choose one that gives it"
             )
 
 

@@ -16,11 +16,12 @@ from deltavlm.data.synthetic.cache import SceneCache, open_cache
 from deltavlm.data.synthetic.events import subdivision
 from deltavlm.data.synthetic.ground import GroundTiles, make_georeferenced_scene, make_ground_scene
 from deltavlm.data.synthetic.ground_layout import Ground, GroundNeighborhood, guess_cover, hide_buildings
-from deltavlm.data.synthetic.ground_renderer import GroundRenderer, random_wings
+from deltavlm.data.synthetic.ground_renderer import GroundRenderer
 from deltavlm.data.synthetic.ground_truth import CHANGE_CODE, COVER_CODE
 from deltavlm.data.synthetic.imaging import random_light
 from deltavlm.data.synthetic.plan import House, Patch, Plan, polygon, rectangle
 from deltavlm.data.synthetic.render import Light
+from deltavlm.data.synthetic.roofs import random_wings
 from deltavlm.data.synthetic.scene import GroundPart
 from deltavlm.data.synthetic.tiles import BUILDING, TileWindow, cut_out_buildings, gray_of
 from deltavlm.errors import InputError

@@ -247,7 +247,7 @@ def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:
         "revision": None,
         "adapter": None,
         "transformers": "",
-        "decoding": {"beams": 1, "repetition_penalty": 1.0, "consistent": False},
+        "decoding": {"beams": 1, "repetition_penalty": 1.0, "consistent": False, "counts": "language"},
         "encodes_once": True,
         "yes_no_scores": True,
         "tells_facts": True,

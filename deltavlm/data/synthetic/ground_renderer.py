@@ -12,6 +12,7 @@ from deltavlm.data.synthetic.ground_truth import COVER_CODE
 from deltavlm.data.synthetic.imaging import warp_elastically
 from deltavlm.data.synthetic.plan import House, Plan, Points, Rng, blob, polygon, rectangle
 from deltavlm.data.synthetic.render import Appearance, Bytes, DateView, Light, Renderer
+from deltavlm.data.synthetic.roofs import SHINGLES, draw_hip, random_wings
 from deltavlm.data.synthetic.scene import GroundPart
 from deltavlm.data.synthetic.texture import PALETTE, Floats, noise, random_color, to_rgb
 from deltavlm.data.synthetic.tiles import (
@@ -23,47 +24,6 @@ from deltavlm.data.synthetic.tiles import (
 def random_tone(rng: Rng, light: float, color: float) -> Floats:
     """Random gain of each band, (3,): deviations of the logarithm in common and of each band."""
     return np.exp(rng.normal(0, light) + rng.normal(0, color, 3)).astype(np.float32)
-
-
-SHINGLES = [
-    (74, 70, 68), (92, 88, 86), (108, 102, 96), (84, 76, 70), (124, 114, 104), (100, 86, 76),
-    (140, 132, 124), (150, 104, 84), (66, 66, 72),
-]  # fmt: skip
-"""Base colors (R, G, B) of the roofs of a subdivision, which are mostly alike."""
-Wing = tuple[float, float, float, float]
-
-
-def random_wings(rng: Rng) -> tuple[Wing, ...]:
-    """Parts of a roof, each with four slopes, as (x, y, length, depth) in shares of the house: a main one and
-    one to three that stand out of it at the street and at the yard."""
-    low, high = rng.uniform(-0.5, -0.28), rng.uniform(0.28, 0.5)  # where the main part begins and ends
-    wings = [(0.0, (low + high) / 2, 1.0, high - low)]
-    for _ in range(int(rng.integers(1, 4))):
-        length, side = rng.uniform(0.3, 0.6), rng.choice([-1, 1])
-        reach = rng.uniform(0.1, 0.3)  # beyond the ridge of the main part
-        start, end = -reach, 0.5
-        x = rng.uniform(-0.5, 0.5) * (1 - length)
-        wings.append((x, side * (start + end) / 2, length, end - start))
-    return tuple(wings)
-
-
-def draw_hip(draw: ImageDraw.ImageDraw, corners: Points, color: Floats, light: Light) -> None:
-    """Draw a roof with four slopes, each as bright as it faces the sun, and its eaves."""
-    center, sun = corners.mean(axis=0), np.array([light.dx, light.dy])
-    edges = np.roll(corners, -1, axis=0) - corners
-    sides = np.hypot(*edges.T)
-    long = int(sides[1] > sides[0])  # the ridge is along this edge
-    inset = edges[long] / max(sides[long], 1e-6) * max(0.0, (sides[long] - sides[1 - long]) / 2)
-    ridge = center - inset, center + inset
-    for index in range(4):
-        a, b = corners[index], corners[(index + 1) % 4]
-        outwards = (a + b) / 2 - center
-        facing = float(-(outwards @ sun) / (np.hypot(*outwards) * np.hypot(*sun) + 1e-6))
-        near = sorted(ridge, key=lambda point: float(np.hypot(*(point - a))))
-        far = sorted(ridge, key=lambda point: float(np.hypot(*(point - b))))
-        slope = np.stack([a, b, far[0], near[0]])
-        draw.polygon(polygon(slope), fill=to_rgb(color * np.float32(1 + 0.22 * facing)))
-    draw.line(polygon(np.stack(ridge)), fill=to_rgb(color * 1.12), width=1)
 
 
 class GroundRenderer(Renderer):
