@@ -8,8 +8,10 @@ FOLDER has pairs.csv as `compare_weights.py` reads it. `--run` is the folder of 
 averaged weights of a phase's checkpoint, finished or not; "" is the untrained model with its pretrained
 encoder. A pair's score is the mean probability of built or removed buildings and roads, that of their most
 probable 5 % of the mask, the same of any change, and the mean of the largest 5 % of the distances at strides
-16 and 8. Last, by the number of true buildings, the mean of the head's densities summed over the image: its
-own count. No training, calibration or choice may have used any of the pairs.
+16 and 8. Then, by the number of true buildings, the mean of the head's densities summed over the image: its
+own count. Last, the median of the distance at stride 16 of unchanged and of changed pairs; with `--tiles`
+also of made pairs on real ground, whose unchanged ones should differ as much as real ones. No training,
+calibration or choice may have used any of the real pairs.
 
 Prints Markdown on stdout.
 """
@@ -33,6 +35,9 @@ from PIL import Image  # noqa: E402
 from benchmarks.compare_weights import Truth, read_truths  # noqa: E402
 from benchmarks.real_scores import BUILDINGS, Overlap, f1, mask_overlap, read_image  # noqa: E402
 from benchmarks.rows import Table, heading  # noqa: E402
+from deltavlm.data.synthetic import SceneOptions  # noqa: E402
+from deltavlm.data.synthetic.cache import GROUND_TEST_SEED  # noqa: E402
+from deltavlm.data.synthetic.ground import GroundTiles, make_ground_scene  # noqa: E402
 from deltavlm.metrics import binary  # noqa: E402
 from deltavlm.model import checkpoint  # noqa: E402
 from deltavlm.model.deltavlm import DeltaVLM  # noqa: E402
@@ -45,6 +50,7 @@ from deltavlm.training.config import load_config  # noqa: E402
 Array = npt.NDArray[np.float32]
 BUILDING = 1  # of the counted classes, roads and buildings
 TRUE_BUILDINGS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 20), (21, 99))
+DISTANCE, MADE_PAIRS = "distance, stride 16", 64
 TOP = 0.05  # share of the map that a pair's score is the mean of
 
 
@@ -105,7 +111,7 @@ def run_head(model: DeltaVLM, classes: tuple[str, ...], truths: Sequence[Truth])
             if pair.distances:
                 distances = [d[index, 0].float().numpy() for d in pair.distances]
                 scores |= {
-                    "distance, stride 16": top_mean(distances[-1]),
+                    DISTANCE: top_mean(distances[-1]),
                     "distance, stride 8": top_mean(distances[-2]),
                 }
             true = np.asarray(Image.open(truth.folder / "mask.png").convert("L"))[:size, :size] > 127
@@ -113,6 +119,26 @@ def run_head(model: DeltaVLM, classes: tuple[str, ...], truths: Sequence[Truth])
             counted = float(pair.density[index, BUILDING].sum())
             results.append(HeadResult(truth, scores, mask_overlap(masks, true, BUILDINGS), counted))
     return results
+
+
+def made_distances(model: DeltaVLM, tiles: Path, *, change: float) -> list[float]:
+    """Distances at stride 16 of MADE_PAIRS pairs on real ground; change: 0, or 1 for changed ones."""
+    options = SceneOptions(change=change, misregistration_px=5.0)
+    size, ground, distances = model.vision.config.image_px, GroundTiles(tiles), []
+    for start in range(0, MADE_PAIRS, 8):
+        scenes = [
+            make_ground_scene(GROUND_TEST_SEED + number, ground, size, size, options)
+            for number in range(start, start + 8)
+        ]
+        before, after = (
+            torch.from_numpy(np.stack([getattr(scene, date).transpose(2, 0, 1) for scene in scenes]))
+            for date in ("before", "after")
+        )
+        with torch.inference_mode():
+            normalise = model.vision.normalise
+            pair = model.encode_pair(normalise(before), normalise(after))
+        distances += [top_mean(each[0].float().numpy()) for each in pair.distances[-1]]
+    return distances
 
 
 def auc_of(name: str) -> Callable[[Sequence[HeadResult]], float]:
@@ -141,8 +167,10 @@ def main() -> None:
     parser.add_argument("--model", default="nano", help="name of a shipped model, or a checkpoint folder")
     parser.add_argument("--run", type=Path, help="folder of a training run, in place of a model")
     parser.add_argument("--phase", default="", help="phase of the run; default: the untrained model")
+    parser.add_argument("--tiles", type=Path, help="folder of image tiles, for made pairs")
     args = parser.parse_args()
-    results = run_head(*load_head(args), read_truths(args.folder))
+    model, classes = load_head(args)
+    results = run_head(model, classes, read_truths(args.folder))
     print(f"{heading(torch.get_num_threads())}\n")
     table = Table()
     for source in dict.fromkeys(result.truth.source for result in results):
@@ -164,6 +192,28 @@ def main() -> None:
                     "pairs": len(some),
                     "mean": f"{np.mean([r.truth.buildings for r in some]):.1f}",
                     "mean of the head's own count": f"{np.mean([r.buildings for r in some]):.1f}",
+                }
+            )
+    print()
+    groups = {
+        source: [
+            [r.scores[DISTANCE] for r in results if r.truth.source == source and r.truth.changed is changed]
+            for changed in (False, True)
+        ]
+        for source in dict.fromkeys(result.truth.source for result in results)
+    }
+    if args.tiles is not None:
+        groups["made, on real ground"] = [
+            made_distances(model, args.tiles, change=change) for change in (0.0, 1.0)
+        ]
+    table = Table()
+    for source, (unchanged, changed) in groups.items():
+        if unchanged and changed:
+            table.row(
+                {
+                    f"median of {DISTANCE}": source,
+                    "unchanged pairs": f"{np.median(unchanged):.2f} ({len(unchanged)})",
+                    "changed pairs": f"{np.median(changed):.2f} ({len(changed)})",
                 }
             )
 

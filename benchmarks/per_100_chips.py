@@ -46,7 +46,7 @@ from deltavlm.model.kinds import load_model  # noqa: E402
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
 
 YES_NO = [question for question in STANDARD_QUESTIONS if question.yes_no]
-THRESHOLDS = (0.5, 0.7, 0.9)
+THRESHOLDS, DEFAULT = (0.3, 0.5, 0.7, 0.9), 0.5
 MIN_VALID = 0.5  # share of a chip with data, below which `analyze` leaves it out
 TOWN_CHANGED = 10  # changed chips among the 100 of the worked example
 ALARM_COLOR, MISS_COLOR = "#d55e00", "#0072b2"  # distinct in all common kinds of color blindness
@@ -215,10 +215,10 @@ def print_sites(chips: Sequence[ScoredChip]) -> None:
         group = [chip for chip in chips if (chip.size, chip.site) == (size, site)]
         table.row(
             {
-                f"site, threshold {THRESHOLDS[0]}": site,
+                f"site, threshold {DEFAULT}": site,
                 "counted as": size,
-                "false alarms per 100 unchanged chips": false_alarms(group, THRESHOLDS[0]),
-                "misses per 100 changed chips": misses(group, THRESHOLDS[0]),
+                "false alarms per 100 unchanged chips": false_alarms(group, DEFAULT),
+                "misses per 100 changed chips": misses(group, DEFAULT),
             }
         )
 
@@ -228,7 +228,7 @@ def chart(groups: dict[str, list[ScoredChip]]) -> str:
     width, axis_x, right, top, step = 760, 190, 40, 84, 86
     scale = (width - axis_x - right) / 100
     bottom = top + step * len(groups)
-    title = f"Wrong chips per 100 at a threshold of {THRESHOLDS[0]}"
+    title = f"Wrong chips per 100 at a threshold of {DEFAULT}"
     shapes, words = [], []
     for value in range(0, 101, 25):
         x = axis_x + scale * value
@@ -244,8 +244,8 @@ def chart(groups: dict[str, list[ScoredChip]]) -> str:
             )
         for line, (kind, share, color) in enumerate(
             (
-                ("false alarms", false_alarms(chips, THRESHOLDS[0]), ALARM_COLOR),
-                ("misses", misses(chips, THRESHOLDS[0]), MISS_COLOR),
+                ("false alarms", false_alarms(chips, DEFAULT), ALARM_COLOR),
+                ("misses", misses(chips, DEFAULT), MISS_COLOR),
             )
         ):
             if not share.chips:
@@ -288,7 +288,7 @@ def draw_examples(path: Path, chips: Sequence[ScoredChip], folder: Path) -> None
     firsts: dict[tuple[bool, bool], int] = {}
     for number, chip in enumerate(chips):
         if chip.site == site and (not chip.changed or facts_of(*truth[number]).building_cells):
-            firsts.setdefault((chip.score >= THRESHOLDS[0], chip.changed), number)
+            firsts.setdefault((chip.score >= DEFAULT, chip.changed), number)
     kinds = {"Hit": (True, True), "False alarm": (True, False), "Miss": (False, True)}
     kinds = {kind: key for kind, key in kinds.items() if key in firsts}  # there may be no false alarm
     tile = 2 * SIDE + 4

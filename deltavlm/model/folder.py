@@ -21,6 +21,7 @@ DENSE = "dense.safetensors"  # a mask head that was trained on top of a publishe
 SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
 VOCABULARY = "vocab.json"  # words of a captioner: word -> id
 GRAPHS = ("encode.onnx", "query.onnx", "language.onnx")  # for runtimes without torch, see `graphs`
+FEATURES = ("masks", "evidence", "keys", "values", "counts")  # outputs of the first of them
 LAYOUT = "layout"  # key of a graph's metadata: `layout_digest` of the weights that it refers to
 MAX_CONFIG_BYTES, MAX_HEADER_BYTES = 2**20, 2**24
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"

@@ -26,13 +26,12 @@ from deltavlm.errors import ConfigError
 from deltavlm.files import write_atomic
 from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.difference import both_dates
-from deltavlm.model.folder import GRAPHS, LAYOUT, WEIGHTS, TensorSlot, layout_digest, tensor_slots
+from deltavlm.model.folder import FEATURES, GRAPHS, LAYOUT, WEIGHTS, TensorSlot, layout_digest, tensor_slots
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 17
-FEATURES = ("masks", "evidence", "keys", "values", "counts")  # outputs of the encoder
 MASKED = -1e9  # added to the logits of attention where there is nothing to attend to
 
 

@@ -30,6 +30,7 @@ from deltavlm.model.answering import CheckpointModel, GeneratedRows
 from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions, ScoreCalibration
 from deltavlm.model.constraint import Constraint
 from deltavlm.model.folder import (
+    FEATURES,
     GRAPHS,
     LAYOUT,
     WEIGHTS,
@@ -60,7 +61,7 @@ class EncodedPairs:
     evidence: Floats  # (N, A, D)
     keys: Floats  # (N, X, H, T, E)
     values: Floats
-    counts: Floats | None = None  # (N, K); None in graphs of before they had them
+    counts: Floats  # (N, K) of the mask head
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -131,12 +132,9 @@ class GraphPredictor(CheckpointModel):
             self.graphs.run("encode", {"images": images[:, start : start + CPU_ENCODE_PAIRS]})
             for start in range(0, max(1, len(before)), CPU_ENCODE_PAIRS)
         ]
-        names = ("masks", "evidence", "keys", "values")
-        counts = [part["counts"] for part in parts if "counts" in part]
-        features = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        return EncodedPairs(**features, counts=np.concatenate(counts) if counts else None)
+        return EncodedPairs(*(np.concatenate([part[name] for part in parts]) for name in FEATURES))
 
-    def counts(self, encoded: EncodedPairs) -> Floats | None:
+    def counts(self, encoded: EncodedPairs) -> Floats:
         return encoded.counts
 
     def masks(self, encoded: EncodedPairs) -> Masks | None:
@@ -293,6 +291,11 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
             if layout != digest:
                 raise ModelError(
                     f"{path} is not of the weights beside it; write it again with deltavlm weights export"
+                )
+            outputs = {alias for output in graph.outputs for alias in output.get_names()}
+            if name == GRAPHS[0] and not outputs >= {*FEATURES}:
+                raise ModelError(
+                    f"{path} is of an earlier version; write it again with deltavlm weights export"
                 )
             return core.compile_model(graph, "CPU", options)
         except RuntimeError as error:

@@ -112,10 +112,15 @@ def load_inputs(config: TrainConfig) -> RunInputs:
         # training goes through the difference module, even if the checkpoint's mode bypasses it
         anew = {name: getattr(model, name) for name in ("vision", "dense") if name in config.fresh}
         model = replace(start_model, difference=model.difference, prompt=model.prompt, **anew)
-    if config.sets:  # whose counts the language model learns; they teach the mask head none
-        model = replace(model, decoding=replace(model.decoding, counts="language"))
     splits = tuple(load_split(name, records, config.seed) for name, records in config.sets.items())
+    if any(teaches_counts(split) for split in splits):
+        model = replace(model, decoding=replace(model.decoding, counts="language"))
     return RunInputs(model, start, splits)
+
+
+def teaches_counts(split: Split) -> bool:
+    """True if a set has numbers of buildings, which the language model learns and the mask head does not."""
+    return any(example.task in ("count", "dialogue") for pair in split.train for example in pair.examples)
 
 
 def epochs_of(config: TrainConfig, phase: Phase, inputs: RunInputs) -> dict[str, float]:

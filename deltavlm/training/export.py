@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from deltavlm.data.synthetic import SceneOptions
 from deltavlm.data.synthetic.cache import GROUND_VALIDATION_SEED, SceneCache
 from deltavlm.model import checkpoint
 from deltavlm.model.calibration import fit_platt
-from deltavlm.model.config import Calibration, DeltaVLMConfig
+from deltavlm.model.config import Calibration, Decoding, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM
-from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS
+from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, TOKENIZER, WEIGHTS, read_config
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.training.build import SCOPE, RunInputs
@@ -75,12 +77,27 @@ def write_model_folder(
         weights |= checkpoint.scope_tensors(checkpoint.load_scope(out / SCOPE, inputs.model.scope))
     else:
         model_config = replace(model_config, scope=None)
-    model_config = replace(model_config, sources={**inputs.model.sources, **provenance})
+    model_config = replace(
+        model_config,
+        decoding=_decoding(model, inputs),
+        sources={**inputs.model.sources, **provenance},
+    )
     checkpoint.save(folder, model_config, weights, provenance=provenance)
     for name in (TOKENIZER, SENTENCEPIECE, QUESTION_TOKENIZER):
         if (out / name).is_file() and folder != out:
             shutil.copyfile(out / name, folder / name)
     return model_config
+
+
+def _decoding(model: DeltaVLM, inputs: RunInputs) -> Decoding:
+    """Decoding of the run; that of the start where its language model was kept, which learned no counts."""
+    decoding = inputs.model.decoding
+    if inputs.start is None or (of_start := read_config(inputs.start).decoding) == decoding:
+        return decoding
+    _, start = checkpoint.load(inputs.start)
+    kept, now = start.language.state_dict(), model.language.state_dict()
+    is_kept = all(torch.equal(tensor.float(), now[name].float()) for name, tensor in kept.items())
+    return of_start if is_kept else decoding
 
 
 def _calibrate(out: Path, folder: Path, config: TrainConfig, splits: Sequence[Split]) -> Calibration | None:

@@ -190,6 +190,18 @@ def test_relighting_retones_covers_apart_and_alters_the_relief(tmp_path: Path) -
     assert np.ptp(reliefs) > 0.1
 
 
+def test_both_dates_are_relit_where_growth_is_not_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relit: list[int] = []
+    monkeypatch.setattr(GroundRenderer, "relight", lambda self, rng, land: relit.append(land.shape[0]))
+    tiles = GroundTiles(folder)
+    make_ground_scene(0, tiles, 64, 64, SceneOptions(without=("growth",)))
+    assert not relit
+    make_ground_scene(0, tiles, 64, 64)
+    assert len(relit) == 2
+
+
 def test_winged_roofs_stay_on_their_houses_and_have_slopes_of_their_own_brightness(tmp_path: Path) -> None:
     write_tile(tmp_path / "tile.png", side=96)
     ground = Ground(GroundTiles(tmp_path).read(tmp_path / "tile.png"))
@@ -210,6 +222,18 @@ def test_winged_roofs_stay_on_their_houses_and_have_slopes_of_their_own_brightne
         assert (roof & ~ndimage.binary_dilation(footprint, iterations=2)).sum() == 0
         assert 0.5 < (roof & footprint).sum() / footprint.sum() <= 1
         assert len(np.unique(np.asarray(image)[roof], axis=0)) >= 4
+
+
+def test_most_drawn_roofs_have_wings_and_some_have_none(folder: Path) -> None:
+    ground = Ground(GroundTiles(folder).draw_window(np.random.default_rng(0), (96, 96)))
+    plan = Plan((96, 96), 1.0, rich=True)
+    plan.houses += [House((x, 48), 20, 15, 0, 5, "hip") for x in (20, 48, 76)]
+    wings = [
+        parts
+        for seed in range(20)
+        for parts in GroundRenderer(np.random.default_rng(seed), plan, ground, [], ()).wings
+    ]
+    assert 0.4 < np.mean([bool(parts) for parts in wings]) < 0.9
 
 
 def test_cleared_ground_is_free_for_houses_whatever_the_tile_shows(folder: Path) -> None:

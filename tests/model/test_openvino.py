@@ -70,6 +70,9 @@ def test_answers_scores_and_masks_are_those_of_torch(exported: Path) -> None:
     assert masks[0] is not None
     assert masks[1] is not None
     assert np.abs(masks[0].probabilities - masks[1].probabilities).max() < 1e-5
+    assert isinstance(graphs, CheckpointModel)
+    assert isinstance(reference, CheckpointModel)
+    assert graphs.counts(encoded) == pytest.approx(reference.counts(expected), abs=1e-4)
     questions = [*STANDARD, OPEN, LONG]
     for replies, right in zip(
         graphs.answer(encoded, questions), reference.answer(expected, questions), strict=True
@@ -170,6 +173,19 @@ def test_weights_of_another_layout_are_refused(exported: Path, tmp_path: Path) -
     checkpoint.save(tmp_path, config, tiny_model(config=config).state_dict(), provenance={})
     with pytest.raises(ModelError, match=r"is not of the weights beside it; .* deltavlm weights export$"):
         load_model(str(tmp_path), device="cpu")
+
+
+def test_an_encoder_without_counts_is_of_an_earlier_version(exported: Path, tmp_path: Path) -> None:
+    """Its answers would be other ones, without a word, where the mask head counts."""
+    import onnx
+
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    graph = onnx.load(exported / GRAPHS[0], load_external_data=False)
+    graph.graph.output.pop()
+    (tmp_path / GRAPHS[0]).write_bytes(graph.SerializeToString())
+    with pytest.raises(ModelError, match=r"is of an earlier version; .* deltavlm weights export$"):
+        load_model(str(tmp_path), device="cpu", runtime="openvino")
 
 
 def test_a_broken_graph_is_one_line(exported: Path, tmp_path: Path) -> None:

@@ -193,6 +193,18 @@ def test_captions_are_words_of_the_vocabulary(start: Path, records: Path) -> Non
     assert int((batch.words[:, 1:] != NULL).sum()) == sum(len(ids) - 1 for ids in by_pair.values())
 
 
+def test_resized_labels_have_no_classes_between(
+    start: Path, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halfway between background (0) and building (2) is no road (1)."""
+    samples = source(recipe(start, records, phase("mci_mask", 1)))
+    stripes = np.repeat(np.array([0, 2] * 8, np.uint8), 6)[None].repeat(96, axis=0)
+    monkeypatch.setattr(mci, "read_mask", lambda path, classes: stripes)
+    labels = mci.read_labels(samples.records, samples.pairs[0], 50)
+    assert labels.shape == (50, 50)
+    assert np.unique(labels).tolist() == [0, 2]
+
+
 def test_the_best_weights_of_a_stage_are_passed_on(start: Path, records: Path, tmp_path: Path) -> None:
     sets = {"made": RecordSet(records, masks=records / "masks", held_out=2)}
     plan = Validation(every=2, metric="made.stage")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,11 @@ from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.training import __main__ as command
 from deltavlm.training import build
+from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.checkpoints import final_weights, load_state
 from deltavlm.training.collate import TrainBatch
-from deltavlm.training.config import Phase, RecordSet, Scenes, TrainConfig
+from deltavlm.training.config import Phase, RecordSet, TrainConfig
+from deltavlm.training.export import write_model_folder
 from deltavlm.training.loop import Trainer
 from tests.tiny import TINY
 
@@ -60,14 +64,26 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
-def test_after_training_on_a_set_the_language_model_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sets teach it numbers, and the mask head, by which nano counts, nothing."""
-    monkeypatch.setattr(build, "load_split", lambda *of_set: None)
+def test_after_learning_counts_from_a_set_the_language_model_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Sets teach the mask head, by which nano counts, nothing; a start that is kept counts as before."""
     phases = {"words": Phase(part="language", steps=1, batch=1, lr=1e-4)}
-    on_scenes = TrainConfig("nano", phases, scenes=Scenes(1, 1), start="nano")
-    on_set = replace(on_scenes, sets={"made": RecordSet(Path("set"))})
-    counts = [build.load_inputs(config).model.decoding.counts for config in (on_scenes, on_set)]
-    assert counts == ["dense", "language"]
+    config = TrainConfig("nano", phases, start="nano", sets={"made": RecordSet(Path("set"))})
+
+    def counts_by(task: str, *, learned: bool) -> list[str]:
+        pair: Any = SimpleNamespace(examples=[SimpleNamespace(task=task)])
+        monkeypatch.setattr(build, "load_split", lambda *of_set: Split("made", tmp_path, (pair,), ()))
+        inputs = build.load_inputs(config)
+        model = build.build_initial_model(config, inputs)
+        if learned:
+            next(model.language.parameters()).data += 0.01
+        exported = write_model_folder(model, inputs, {}, tmp_path, tmp_path / "model")
+        return [inputs.model.decoding.counts, exported.decoding.counts]
+
+    assert counts_by("count", learned=True) == ["language", "language"]
+    assert counts_by("count", learned=False) == ["language", "dense"]
+    assert counts_by("caption", learned=True) == ["dense", "dense"]
 
 
 @pytest.mark.slow

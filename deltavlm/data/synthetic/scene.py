@@ -67,9 +67,9 @@ class SceneOptions:
     """More kinds of land, buildings and artifacts (`rich_layout`, `render.Appearance`,
     `imaging.add_artifacts`), a `downsample` drawn from 1, 2 and 3, and 4 px of misregistration."""
     without: tuple[GroundPart, ...] = ()
-    """What scenes on tiles (`ground`) leave out, to measure its worth: distractors of the land, growth and
-    weathering alone of these, drawn objects of both dates, buildings cut out of masks, buildings of the tile
-    that are hidden at a date."""
+    """What scenes on tiles (`ground`) leave out, to measure its worth: distractors of the land, growth,
+    weathering and relighting alone of these, drawn objects of both dates, buildings cut out of masks,
+    buildings of the tile that are hidden at a date."""
 
 
 def make_scene(
