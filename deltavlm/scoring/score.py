@@ -40,6 +40,7 @@ class Setup:
 
     word_map: token ids of words, for text under `paper`. bootstrap_rounds: 0 for no intervals.
     with_published: add the published values; for the dataset that they were computed on.
+    with_meteor: compute METEOR and S*m, whose tables Java reads anew each time, for some ten seconds.
     """
 
     protocol: Protocol = "strict"
@@ -47,6 +48,7 @@ class Setup:
     bootstrap_rounds: int = BOOTSTRAP_ROUNDS
     seed: int = 0
     with_published: bool = True
+    with_meteor: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,8 @@ def _tokenize(scores: Scores) -> TokenizedText:
         )
     )
     meteor: dict[TextPair, Array] | None = None
+    if not scores.setup.with_meteor:
+        return TokenizedText(answer_tokens, reference_tokens, None)
     try:
         meteor = dict(zip(pairs, java.meteor_statistics(*zip(*pairs, strict=True)), strict=True))
     except ToolError as error:

@@ -135,9 +135,12 @@ class BaseValidator(ABC):
         """Scores of the answers about the held-out pairs of a set."""
         examples = [example for pair in split.held_out for example in pair.examples]
         tasks = tuple(dict.fromkeys(example.task for example in examples))
-        scores = score(
-            match(examples, predictions).pairs, tasks, Setup(bootstrap_rounds=0, with_published=False)
+        setup = Setup(
+            bootstrap_rounds=0,
+            with_published=False,
+            with_meteor=(self.plan.metric or "").endswith((".meteor", ".s_m")),
         )
+        scores = score(match(examples, predictions).pairs, tasks, setup)
         for note in scores.notes:
             self.warn_once(note)
         return {

@@ -9,6 +9,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from deltavlm.model.kinds import load_model
 from deltavlm.model.mci.config import END, NULL, START, UNKNOWN
 from deltavlm.model.mci.losses import losses
 from deltavlm.model.mci.model import MCIModel, load_folder
-from deltavlm.training import mci, run
+from deltavlm.scoring.score import Scores, Setup
+from deltavlm.training import mci, run, validate
 from deltavlm.training.config import Phase, RecordSet, TrainConfig, Validation, load_config
 from deltavlm.upstream import kinds
 from tests.mci_reference import write_files
@@ -203,6 +205,28 @@ def test_resized_labels_have_no_classes_between(
     labels = mci.read_labels(samples.records, samples.pairs[0], 50)
     assert labels.shape == (50, 50)
     assert np.unique(labels).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"), [(None, False), ("made.stage", False), ("made.caption.all.meteor", True)]
+)
+def test_meteor_is_computed_in_validations_where_it_is_the_metric(
+    start: Path, records: Path, monkeypatch: pytest.MonkeyPatch, metric: str | None, expected: bool
+) -> None:
+    """Java takes ten seconds to read its tables, at each validation."""
+    setups: list[Setup] = []
+
+    def note_setup(pairs: object, tasks: object, setup: Setup) -> Scores:
+        setups.append(setup)
+        return Scores(setup)
+
+    monkeypatch.setattr(validate, "score", note_setup)
+    sets = {"made": RecordSet(records, masks=records / "masks", held_out=2)}
+    plan = Validation(every=1, metric=metric)
+    config = recipe(start, records, phase("mci_caption", 1), sets=sets, validation=plan)
+    validator = mci.StageValidator(config, next(iter(config.phases)), mci.load_stage_inputs(config), Mock())
+    validator.score_split(validator.splits[0], [])
+    assert [setup.with_meteor for setup in setups] == [expected]
 
 
 def test_the_best_weights_of_a_stage_are_passed_on(start: Path, records: Path, tmp_path: Path) -> None:
