@@ -15,6 +15,11 @@ Pixels = npt.NDArray[np.uint8]
 class AnswerForm(Protocol):
     """Set of the texts that an answer may be, read from left to right."""
 
+    @property
+    def only_text(self) -> str | None:
+        """The text, where the set has one; None where it has more."""
+        ...
+
     def begins(self, text: str) -> bool:
         """True if an answer may begin with this text."""
         ...
@@ -137,7 +142,8 @@ class Reply:
 
     `score` is the calibrated probability of "yes" for a yes/no question, else the mean log-probability of the
     answer's tokens, end of text included (0 is certain, more negative is less certain), also where it did not
-    choose them freely. NaN where the model was not taught to answer.
+    choose them freely; 0 where the answers that it agrees with leave one text, which the model is not asked
+    for. NaN where the model was not taught to answer.
     """
 
     text: str

@@ -118,16 +118,16 @@ def form(draft: str, described: str, counted: int | None = None) -> Form:
     counted: new buildings by the mask head, which the answer gives if it gives any.
     """
     counts, built = parse(draft), caption.kinds_built(described)
+    numbers = (("road", counts.roads, None), ("building", counts.buildings, counted))
     roads, buildings = (
         _some(noun, counts_of_head) if noun in built and not number else _phrase(number, noun)
-        for noun, number, counts_of_head in (
-            ("road", counts.roads, None),
-            ("building", counts.buildings, counted),
-        )
+        for noun, number, counts_of_head in numbers
     )
     if counts == Counts(0, 0) and not built:
         return Form.of_texts(draft)
-    return Form(f"({roads}) and ({buildings})")
+    if any(noun in built and not number and of_head is None for noun, number, of_head in numbers):
+        return Form(f"({roads}) and ({buildings})")
+    return Form.of_texts(f"{roads} and {buildings}")
 
 
 def _form_of_draft(change: str, counted: int | None = None) -> Form:

@@ -26,7 +26,7 @@ from deltavlm.model.changechat.network import ChangeChatNetwork
 from deltavlm.model.changechat.prompt import PromptCodec
 from deltavlm.model.checkpoint import load_weights
 from deltavlm.model.config import Decoding, RuntimeOptions
-from deltavlm.model.device import pick_dtype, resolve_device
+from deltavlm.model.device import meta_device, pick_dtype, resolve_device
 from deltavlm.model.folder import SENTENCEPIECE, WEIGHTS, fingerprint, read_config_as, tensor_slots
 from deltavlm.model.huggingface.chat_model import ChatModel, EncodedPair
 from deltavlm.model.huggingface.loading import BITS
@@ -172,7 +172,7 @@ def load_network(
     missing = next((path for path in files if not path.is_file()), None)
     if missing is not None:
         raise ModelError(f"{folder} has no {missing.name}; copy the whole checkpoint folder again")
-    with torch.device("meta"):
+    with meta_device():
         network = ChangeChatNetwork(config)
     to_quantize = quantizable(network) if options.quantize else frozenset()
     _check_memory(config.name, files, to_quantize, options, device, dtype)
