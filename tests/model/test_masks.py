@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
-from deltacli.mask_flags import OutlineFlags
+from deltacli.main import app
 from deltavlm.errors import ModelError
 from deltavlm.model.folder import DENSE
 from deltavlm.model.interface import CHANGED_PIXEL, Masks, Question
@@ -24,7 +24,8 @@ def test_a_pixel_is_changed_where_its_changes_sum_to_the_threshold_of_polygons()
     masks = Masks(("none", "road_built", "building_built"), shares.T[None, :, None])
     assert masks.labels.tolist() == [[[1, 0, 2]]]  # "none" is the most probable of the first and the last
     assert masks.labels.dtype == np.uint8
-    default = inspect.signature(OutlineFlags).parameters["mask_threshold"].default
+    flags = get_command(app).commands["polygonize"].params  # type: ignore[attr-defined]
+    (default,) = (flag.default for flag in flags if "--mask-threshold" in flag.opts)
     assert ChangeOptions().threshold == CHANGED_PIXEL == default
 
 
