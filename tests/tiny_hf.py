@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 IMAGE_PX = 32  # side of the images that the vision towers see
 SEED = 20
-SIZES: dict[str, Any] = {
+SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -115,9 +115,9 @@ def _qwen(kind: str) -> _Parts:
     text = _text(tokenizer, model_type=f"{kind}_text")
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     if kind == "qwen2_vl":
-        tower |= {"embed_dim": 16, "hidden_size": SIZES["hidden_size"], "mlp_ratio": 2}
+        tower |= {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
     else:
-        tower |= {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": SIZES["hidden_size"]}
+        tower |= {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
     if kind == "qwen2_5_vl":
         tower |= {"window_size": 16, "fullatt_block_indexes": [1]}
     if kind == "qwen3_vl":

@@ -327,9 +327,9 @@ def test_reasoning_before_the_answer_is_dropped() -> None:
 
 
 def replies_of_script(
-    model: Any, *scripts: str, monkeypatch: pytest.MonkeyPatch
+    model: Any, *scripts: str, monkeypatch: pytest.MonkeyPatch, caption: Question = CAPTION
 ) -> tuple[list[Reply], list[int]]:
-    """Replies to CHANGED and CAPTION of a model that writes `scripts`, and the limits that it was given."""
+    """Replies to CHANGED and `caption` of a model that writes `scripts`, and the limits that it was given."""
     tokenizer = model.processor.tokenizer
     parts = (tokenizer.encode(script, add_special_tokens=False) for script in scripts)
     written = [*chain(*parts), tokenizer.eos_token_id]
@@ -345,7 +345,7 @@ def replies_of_script(
         return torch.cat([rows, torch.tensor(written[: limits[-1]]).expand(len(rows), -1)], dim=1)
 
     monkeypatch.setattr(model.model, "generate", generate)
-    (replies,) = model.answer(model.encode(BEFORE[:1], AFTER[:1]), [CHANGED, CAPTION])
+    (replies,) = model.answer(model.encode(BEFORE[:1], AFTER[:1]), [CHANGED, caption])
     return replies, limits
 
 
@@ -383,7 +383,9 @@ def test_a_reply_that_spells_the_token_of_an_image_is_cleaned(
     model = tiny_of("qwen2_5_vl").model
     with monkeypatch.context() as patch:
         (_, caption), _ = replies_of_script(
-            replace(model, uses_prefix=False), "a <|image", "_pad|>", "<ima", "ge>b", monkeypatch=patch
+            *(replace(model, uses_prefix=False), "a <|image", "_pad|>", "<ima", "ge>b"),
+            monkeypatch=patch,
+            caption=replace(CAPTION, max_new_tokens=99),
         )
     assert caption.text == "a b"
     following = replace(FOLLOWING, history=((CAPTION.prompt, caption.text),))

@@ -18,7 +18,7 @@ from deltavlm.training.checkpoints import load_state
 from tests.seven import eight_examples, seven_checkpoint
 from tests.tiny_hf import build as build_tiny
 from tests.training import two_adapters, two_processes
-from tests.training.test_lora import write_set
+from tests.training.made_pairs import write_set
 
 pytestmark = pytest.mark.slow
 

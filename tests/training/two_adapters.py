@@ -13,7 +13,7 @@ import torch.distributed as dist
 from deltavlm.training import run
 from deltavlm.training.config import Adapter, RecordSet
 from deltavlm.training.distributed import init_process_group, world
-from tests.training.test_lora import PHASE, recipe
+from tests.training.made_pairs import PHASE, recipe
 from tests.training.two_processes import Killed, kill
 
 
