@@ -90,7 +90,7 @@ def computes_in(dtype: torch.dtype, device: str) -> bool:
         has_instructions = {torch.bfloat16: bf16_cpu, torch.float16: fp16_cpu}
         return dtype not in has_instructions or has_instructions[dtype]()
     if device.startswith("cuda") and dtype == torch.bfloat16:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return True
 
 

@@ -116,7 +116,7 @@ def _prepare(
     config: TrainConfig, out: Path, machine: Machine, options: RunOptions, on_progress: OnProgress
 ) -> _Run:
     """Run of a DeltaVLM model: inputs are checked, scenes rendered, tokenizers made."""
-    given, config = config, machine.resolved(config)
+    requested, config = config, machine.resolved(config)
     inputs = load_inputs(config)
     if inputs.start is not None:
         files = [path for path in inputs.start.iterdir() if path.is_file()]
@@ -125,7 +125,7 @@ def _prepare(
         ]
         check_distinct_files(written, [("the model to start from", path) for path in files])
     if world.rank == 0:
-        open_folder(out, given, resume=options.resume)
+        open_folder(out, requested, resume=options.resume)
     config = limit_epochs(config, inputs)
     if world.rank == 0 and config.scenes:
         caches = scene_caches(config.scenes, out)
@@ -143,10 +143,10 @@ def _prepare_adapter(
     """Run of an adapter: the model is loaded, and its sets are checked."""
     from deltavlm.training.lora import load_adapter_inputs
 
-    given, config = config, machine.resolved(config)
+    requested, config = config, machine.resolved(config)
     inputs = load_adapter_inputs(config)
     if world.rank == 0:
-        open_folder(out, given, resume=options.resume)
+        open_folder(out, requested, resume=options.resume)
     world.barrier()
     return _AdapterRun(config, machine, out, inputs)
 
@@ -157,10 +157,10 @@ def _prepare_stages(
     """Run of the stages of a model of kind mci: the model is loaded, and its sets are checked."""
     from deltavlm.training.mci import load_stage_inputs
 
-    given, config = config, machine.resolved(config)
+    requested, config = config, machine.resolved(config)
     inputs = load_stage_inputs(config)
     if world.rank == 0:
-        open_folder(out, given, resume=options.resume)
+        open_folder(out, requested, resume=options.resume)
     world.barrier()
     return _StagedRun(config, machine, out, inputs)
 
