@@ -152,9 +152,9 @@ class LanguageStep(nn.Module):
             query = split_heads(attention.q_proj(h), heads)
             query = query * cos + rotate_half(query) * sin
             # one tensor: over cache and step apart, the attention of OpenVINO 2026.4 was 1e-4 off at times
-            seen_keys = torch.cat([keys[index], key], dim=2)
-            seen_values = torch.cat([values[index], value], dim=2)
-            x = x + attention.o_proj(attend(query, seen_keys, seen_values, bias))
+            all_keys = torch.cat([keys[index], key], dim=2)
+            all_values = torch.cat([values[index], value], dim=2)
+            x = x + attention.o_proj(attend(query, all_keys, all_values, bias))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
             step_keys.append(key)
             step_values.append(value)

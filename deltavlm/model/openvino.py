@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
-PLACES = 16  # by which the key/value cache grows
+CACHE_BLOCK = 16  # by which the key/value cache grows
 CHECKSUMS = "checksums.json"  # of the compiled graphs in a folder
 UNUSED_DAYS = 30  # after which compiled graphs of other weights or versions are removed
 
@@ -93,7 +93,7 @@ class KeyValueCache:
     def of_prompt(cls, keys: Floats, values: Floats, mask_RS: npt.NDArray[np.int64]) -> KeyValueCache:
         """Cache of the S tokens of prompts, with room for others."""
         length = mask_RS.shape[1]
-        cache = cls.empty((*keys.shape[:3], PLACES * (length // PLACES + 1), keys.shape[4]))
+        cache = cls.empty((*keys.shape[:3], CACHE_BLOCK * (length // CACHE_BLOCK + 1), keys.shape[4]))
         cache.keys[..., :length, :], cache.values[..., :length, :] = keys, values
         cache.mask[:, :length] = mask_RS
         cache.length = length
@@ -102,9 +102,9 @@ class KeyValueCache:
     def append(self, keys: Floats, values: Floats) -> None:
         """Add a token of each row, (Y, R, H, 1, E)."""
         if self.length == self.mask.shape[1]:
-            room = [(0, 0)] * 3 + [(0, PLACES), (0, 0)]
+            room = [(0, 0)] * 3 + [(0, CACHE_BLOCK), (0, 0)]
             self.keys, self.values = np.pad(self.keys, room), np.pad(self.values, room)
-            self.mask = np.pad(self.mask, [(0, 0), (0, PLACES)])
+            self.mask = np.pad(self.mask, [(0, 0), (0, CACHE_BLOCK)])
         self.keys[..., self.length, :], self.values[..., self.length, :] = keys[..., 0, :], values[..., 0, :]
         self.mask[:, self.length] = 1
         self.length += 1
@@ -254,7 +254,7 @@ class GraphPredictor(CheckpointModel):
             mask = np.concatenate([cache.mask, mask_RS], axis=1)
             inputs = {"embeds": embeds_RSL, "mask": mask, "positions": positions}
             outputs = self.graphs.run("language", inputs | cache.layers())
-            logits, *added = (outputs[name] for name in STEP)
+            logits, keys, values = (outputs[name] for name in STEP)
             token = logits.argmax(axis=1)
             for index in np.flatnonzero(unfinished).tolist():
                 constraint = constraints[rows[index]]
@@ -271,9 +271,9 @@ class GraphPredictor(CheckpointModel):
             if remaining == 0:
                 break
             if step == 0:
-                cache = KeyValueCache.of_prompt(*added, mask_RS)
+                cache = KeyValueCache.of_prompt(keys, values, mask_RS)
             else:
-                cache.append(*added)
+                cache.append(keys, values)
             if remaining <= 0.75 * len(rows):
                 rows, token, positions = (each[unfinished] for each in (rows, token, positions))
                 cache = cache.select(unfinished)

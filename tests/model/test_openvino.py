@@ -23,7 +23,7 @@ from deltavlm.model.folder import GRAPHS, WEIGHTS, layout_digest
 from deltavlm.model.graphs import export_graphs
 from deltavlm.model.interface import ChangeModel, Question, standard_question
 from deltavlm.model.kinds import load_model
-from deltavlm.model.openvino import PLACES, KeyValueCache
+from deltavlm.model.openvino import CACHE_BLOCK, KeyValueCache
 from deltavlm.model.runtime import has_gpu, pick_runtime
 from deltavlm.model.scope import QuestionScope
 from deltavlm.model.scope_numpy import NumpyScope
@@ -209,17 +209,17 @@ def test_the_cache_keeps_its_tokens_where_it_grows_and_rows_leave() -> None:
     mask = np.ones((3, 5), np.int64)
     mask[0, :2] = 0
     cache = KeyValueCache.of_prompt(prompt, -prompt, mask)
-    expected, left = prompt, np.array([True, False, True])
-    for step in range(2 * PLACES):
+    expected, kept_rows = prompt, np.array([True, False, True])
+    for step in range(2 * CACHE_BLOCK):
         token = rng.normal(size=(2, len(cache.mask), 1, 1, 4)).astype(np.float32)
         cache.append(token, -token)
         expected = np.concatenate([expected, token], axis=3)
-        if step == PLACES:
-            cache, expected, mask = cache.select(left), expected[:, left], mask[left]
+        if step == CACHE_BLOCK:
+            cache, expected, mask = cache.select(kept_rows), expected[:, kept_rows], mask[kept_rows]
     assert (cache.keys[..., : cache.length, :] == expected).all()
     assert (cache.values == -cache.keys).all()
     assert (cache.mask[:, :5] == mask).all()
-    assert (cache.mask.sum(axis=1) == mask.sum(axis=1) + 2 * PLACES).all()
+    assert (cache.mask.sum(axis=1) == mask.sum(axis=1) + 2 * CACHE_BLOCK).all()
     assert all(each.flags.c_contiguous for each in cache.layers().values())
 
 
