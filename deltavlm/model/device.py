@@ -73,6 +73,14 @@ def pick_dtype(name: str, hidden: int, device: str) -> torch.dtype:
     return torch.float16
 
 
+def plan_device(options: RuntimeOptions, hidden: int) -> tuple[str, str]:
+    """Device and name of the dtype of a run, see `pick_device` and `pick_dtype`. Raises: InputError,
+    ConfigError."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, hidden, device)
+    return device, next(name for name, value in DTYPES.items() if value == dtype)
+
+
 @cache
 def bf16_cpu() -> bool:
     """True if this CPU has instructions for matrix products in bf16."""

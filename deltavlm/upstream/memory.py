@@ -1,0 +1,61 @@
+"""Memory that the published models will take once they are converted, told before they are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from deltavlm.config import load, shipped_config
+from deltavlm.files import format_bytes
+from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.footprint import Footprint, Quantize, Sizes, footprint_of
+from deltavlm.model.mci.config import MCIConfig
+from deltavlm.model.memory import available_memory, pair_bytes
+
+__all__ = ["PUBLISHED", "published_footprint", "published_memory"]
+
+SHARD_NUMBERS = 1 << 30  # of a file of a converted language model, stored in 16 bit
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Numbers of the tensors of a published model, of which a language model's may be quantized."""
+
+    floats: int
+    quantizable: int
+    forms: tuple[tuple[str, Quantize], ...]  # dtypes and quantizations to tell about
+
+
+PUBLISHED: Mapping[str, Published] = {
+    "mci": Published(117_874_199, 0, (("fp32", None),)),
+    "deltavlm-7b": Published(
+        7_927_028_992, 6_476_005_376, (("bf16", None), ("bf16", "int8"), ("bf16", "int4"))
+    ),
+}
+"""By name of the model; `tests/upstream/test_memory.py` counts them."""
+
+
+def published_footprint(name: str, dtype: str, quantize: Quantize = None) -> Footprint:
+    """Memory of a published model on a CPU. Raises: KeyError."""
+    published = PUBLISHED[name]
+    shards = (((SHARD_NUMBERS, 2 * SHARD_NUMBERS, True),),) if published.quantizable else ()
+    sizes = Sizes(published.floats, published.quantizable, 0, shards)
+    return footprint_of(sizes, _pair_bytes(name), device="cpu", dtype=dtype, quantize=quantize)
+
+
+def _pair_bytes(name: str) -> Callable[[int], int]:
+    if name == "mci":
+        return MCIConfig(name=name).pair_bytes
+    config = load(shipped_config(f"{name}.yaml"), DeltaVLMConfig)
+    return lambda itemsize: pair_bytes(config, itemsize)
+
+
+def published_memory(name: str) -> list[str]:
+    """Lines that tell the memory of a published model, and what is free here."""
+    forms = [
+        f"{format_bytes(published_footprint(name, dtype, quantize).peak())} in {quantize or dtype}"
+        for dtype, quantize in PUBLISHED[name].forms
+    ]
+    free = available_memory()
+    told = "" if free is None else f"; {format_bytes(free)} free here"
+    return [f"it will take about {', '.join(forms)} of memory to run on a CPU{told}"]
