@@ -23,14 +23,14 @@ from deltavlm.errors import InputError
 from deltavlm.files import format_bytes
 from deltavlm.model.folder import TensorSlot, tensor_slots
 
-__all__ = ["Footprint", "Sizes", "check_fits", "footprint_of", "language_bytes", "sizes_of"]
+__all__ = ["Footprint", "Sizes", "Stored", "check_fits", "footprint_of", "language_bytes", "sizes_of"]
 
 Quantize = Literal["int8", "int4"] | None
 
-LIBRARIES = 650_000_000  # resident memory of a process that has imported torch, transformers and rasterio
+LIBRARIES = 600_000_000  # resident memory of a process that has imported torch, transformers and rasterio
 GPU_LIBRARIES = 500_000_000  # of CUDA's context
 ITEMSIZE: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a number
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+DTYPES: Mapping[str, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}  # as safetensors names them
 QUANTIZED: Mapping[str, float] = {"int8": 1.0, "int4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 """Bytes of a number of a quantized layer: 8 bit; 4 bit with NF4's scales, which are quantized themselves. The
 scale of a row of int8 is less than a thousandth of it."""
@@ -41,33 +41,59 @@ LANGUAGE_LINEAR = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Numbers of a model's tensors, before a dtype is chosen."""
+class Stored:
+    """Tensor of a weight file."""
 
-    floats: int  # in the dtype of the run
-    quantizable: int  # of these
-    fixed: int  # bytes of tensors whose dtype is kept
-    shards: tuple[tuple[tuple[int, int, bool], ...], ...] = ()  # by file: numbers, stored bytes, quantizable
+    numbers: int
+    length: int  # bytes in the file
+    dtype: str  # as safetensors names it
+    quantizable: bool = False
+
+    def loaded(self, dtype: str, quantize: Quantize) -> int:
+        """Bytes when loaded."""
+        if quantize and self.quantizable:
+            return int(QUANTIZED[quantize] * self.numbers)
+        return ITEMSIZE[dtype] * self.numbers if self.dtype in DTYPES.values() else self.length
+
+    def is_converted(self, dtype: str, quantize: Quantize) -> bool:
+        """True if loading makes other bytes of it."""
+        if self.dtype not in DTYPES.values():
+            return False
+        return bool(quantize and self.quantizable) or self.dtype != DTYPES[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Tensors of weight files, in the order in which they are read."""
+
+    files: tuple[tuple[Stored, ...], ...]
+    kept: int = 0  # bytes of further tensors, which keep their dtype
+
+    @property
+    def can_quantize(self) -> bool:
+        """True if there are layers that can be quantized."""
+        return any(tensor.quantizable for file in self.files for tensor in file)
 
     def weights(self, dtype: str, quantize: Quantize) -> int:
         """Bytes of the tensors when loaded."""
-        quantized = self.quantizable if quantize else 0
-        size = QUANTIZED[quantize] * quantized if quantize else 0.0
-        return int(size + ITEMSIZE[dtype] * (self.floats - quantized)) + self.fixed
+        return self.kept + sum(tensor.loaded(dtype, quantize) for file in self.files for tensor in file)
 
     def loading(self, dtype: str, quantize: Quantize, device: str) -> int:
-        """Bytes beside the weights while they are read: on a CPU the largest shard of the tensors that do not
-        stay as they are stored, on a GPU the largest layer that is quantized."""
-        largest = 0
-        for shard in self.shards:
-            converted = [
-                stored
-                for count, stored, is_quantizable in shard
-                if (quantize and is_quantizable)
-                or (not device.startswith("cuda") and stored != ITEMSIZE[dtype] * count)
-            ]
-            largest = max(largest, max(converted, default=0) if device.startswith("cuda") else sum(converted))
-        return largest
+        """Bytes beside the weights while they are read.
+
+        On a CPU a file stays mapped until all of its tensors are converted or quantized, so what counts is
+        what the weights read so far and the open file take together; on a GPU it is the largest layer that
+        is quantized.
+        """
+        if device.startswith("cuda"):
+            layers = (tensor for file in self.files for tensor in file if tensor.quantizable)
+            return max((tensor.length for tensor in layers), default=0) if quantize else 0
+        read, peak = self.kept, 0
+        for file in self.files:
+            read += sum(tensor.loaded(dtype, quantize) for tensor in file)
+            converted = sum(tensor.length for tensor in file if tensor.is_converted(dtype, quantize))
+            peak = max(peak, read + converted)
+        return max(0, peak - self.weights(dtype, quantize))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,22 +129,14 @@ def sizes_of(files: Iterable[Path], *, keeps: Iterable[Path] = ()) -> Sizes:
 
     keeps: files of tensors that keep the dtype in which they are stored. Raises: ModelError.
     """
-    floats = quantizable = fixed = 0
-    shards = []
-    for path in files:
-        shard = []
-        for name, slot in tensor_slots(path).items():
-            count = math.prod(slot.shape)
-            if slot.dtype not in FLOATS:
-                fixed += slot.length
-                continue
-            is_quantizable = _is_quantizable(name, slot)
-            floats += count
-            quantizable += count * is_quantizable
-            shard.append((count, slot.length, is_quantizable))
-        shards.append(tuple(shard))
-    fixed += sum(slot.length for path in keeps for slot in tensor_slots(path).values())
-    return Sizes(floats, quantizable, fixed, tuple(shards))
+    stored = [
+        tuple(
+            Stored(math.prod(slot.shape), slot.length, slot.dtype, _is_quantizable(name, slot))
+            for name, slot in tensor_slots(path).items()
+        )
+        for path in files
+    ]
+    return Sizes(tuple(stored), sum(slot.length for path in keeps for slot in tensor_slots(path).values()))
 
 
 def _is_quantizable(name: str, slot: TensorSlot) -> bool:
@@ -149,7 +167,7 @@ def footprint_of(
 
     half = "bf16" if dtype == "fp32" else dtype
     choices: list[tuple[str, str, Quantize]] = [("`dtype='bf16'`", "bf16", None)] if dtype == "fp32" else []
-    if sizes.quantizable:
+    if sizes.can_quantize:
         choices += [("`quantize='int8'`", half, "int8"), ("`quantize='int4'`", half, "int4")]
     asked = of(dtype, quantize)
     others = [(label, of(other, kind).needed) for label, other, kind in choices]

@@ -7,7 +7,7 @@ N pairs, R rows of (pair, question).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from deltavlm.model.device import (
 )
 from deltavlm.model.folder import WEIGHTS, find_folder, read_config
 from deltavlm.model.folder import fingerprint as fingerprint_of
-from deltavlm.model.footprint import Footprint, Sizes, check_fits, footprint_of, sizes_of
+from deltavlm.model.footprint import Footprint, Stored, check_fits, footprint_of, sizes_of
 from deltavlm.model.images import resize_images
 from deltavlm.model.interface import Masks, PairContext, Pixels, Question
 from deltavlm.model.memory import (
@@ -214,13 +214,9 @@ def read_footprint(folder: Path, options: RuntimeOptions) -> Footprint:
     device, dtype = plan_device(options, config.language.hidden)
     files = checkpoint.weight_files(folder, config)
     sizes = sizes_of(path for path in files if path.suffix != ".bin")
-    for path in files:  # pickles of a linked language model, in 16 bit; their tensors are not looked at
-        if path.suffix == ".bin":
-            count = path.stat().st_size // 2
-            shard = ((count, 2 * count, True),)
-            sizes = Sizes(
-                sizes.floats + count, sizes.quantizable + count, sizes.fixed, (*sizes.shards, shard)
-            )
+    pickles = [path.stat().st_size for path in files if path.suffix == ".bin"]  # not looked into
+    linked = tuple((Stored(size // 2, size, "F16", quantizable=True),) for size in pickles)
+    sizes = replace(sizes, files=(*sizes.files, *linked))
     kind = device.split(":")[0]
     return footprint_of(
         sizes,

@@ -8,39 +8,45 @@ from dataclasses import dataclass
 from deltavlm.config import load, shipped_config
 from deltavlm.files import format_bytes
 from deltavlm.model.config import DeltaVLMConfig
-from deltavlm.model.footprint import Footprint, Quantize, Sizes, footprint_of
+from deltavlm.model.footprint import Footprint, Quantize, Sizes, Stored, footprint_of
 from deltavlm.model.mci.config import MCIConfig
 from deltavlm.model.memory import available_memory, pair_bytes
+from deltavlm.upstream.write import SHARD_BYTES
 
 __all__ = ["PUBLISHED", "published_footprint", "published_memory"]
-
-SHARD_NUMBERS = 1 << 30  # of a file of a converted language model, stored in 16 bit
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Numbers of the tensors of a published model, of which a language model's may be quantized."""
+    """Numbers of the tensors of a published model: of all, of its language model, and of those of its layers
+    that can be quantized; and the forms to tell about."""
 
     floats: int
+    language: int
     quantizable: int
-    forms: tuple[tuple[str, Quantize], ...]  # dtypes and quantizations to tell about
+    forms: tuple[tuple[str, Quantize], ...]
 
 
 PUBLISHED: Mapping[str, Published] = {
-    "mci": Published(117_874_199, 0, (("fp32", None),)),
+    "mci": Published(117_874_199, 0, 0, (("fp32", None),)),
     "deltavlm-7b": Published(
-        7_927_028_992, 6_476_005_376, (("bf16", None), ("bf16", "int8"), ("bf16", "int4"))
+        7_927_028_992, 6_738_415_616, 6_476_005_376, (("bf16", None), ("bf16", "int8"), ("bf16", "int4"))
     ),
 }
 """By name of the model; `tests/upstream/test_memory.py` counts them."""
 
 
 def published_footprint(name: str, dtype: str, quantize: Quantize = None) -> Footprint:
-    """Memory of a published model on a CPU. Raises: KeyError."""
+    """Memory of a published model on a CPU, once it is converted. Raises: KeyError."""
     published = PUBLISHED[name]
-    shards = (((SHARD_NUMBERS, 2 * SHARD_NUMBERS, True),),) if published.quantizable else ()
-    sizes = Sizes(published.floats, published.quantizable, 0, shards)
-    return footprint_of(sizes, _pair_bytes(name), device="cpu", dtype=dtype, quantize=quantize)
+    others = published.floats - published.language
+    files = [(Stored(others, 4 * others, "F32"),)]
+    for start in range(0, published.language, SHARD_BYTES // 2):
+        numbers = min(SHARD_BYTES // 2, published.language - start)
+        layers = numbers * published.quantizable // published.language
+        rest = numbers - layers
+        files.append((Stored(layers, 2 * layers, "F16", quantizable=True), Stored(rest, 2 * rest, "F16")))
+    return footprint_of(Sizes(tuple(files)), _pair_bytes(name), device="cpu", dtype=dtype, quantize=quantize)
 
 
 def _pair_bytes(name: str) -> Callable[[int], int]:

@@ -17,7 +17,7 @@ from deltavlm.model import predictor, quantize
 from deltavlm.model.changechat import model as changechat
 from deltavlm.model.changevg import model as changevg
 from deltavlm.model.config import RuntimeOptions
-from deltavlm.model.footprint import Footprint, Sizes, check_fits, footprint_of, sizes_of
+from deltavlm.model.footprint import Footprint, Sizes, Stored, check_fits, footprint_of, sizes_of
 from deltavlm.model.kinds import load_model, read_footprint
 from deltavlm.model.mci import model as mci
 from deltavlm.upstream import kinds
@@ -93,19 +93,22 @@ def test_what_does_not_fit_is_refused_before_its_weights_are_read(
 
 
 def test_what_would_fit_is_told() -> None:
-    sizes = Sizes(8 * GB, 6 * GB, 0)
+    blocks = tuple((Stored(GB, 2 * GB, "BF16", quantizable=True),) for _ in range(6))
+    sizes = Sizes((*blocks, (Stored(2 * GB, 4 * GB, "BF16"),)))
     footprint = footprint_of(sizes, lambda itemsize: 0, device="cpu", dtype="fp32")
-    check_fits("seven", footprint, 32 * GB)
+    assert footprint.needed == 36 * GB  # beside the weights the last file is open
+    check_fits("seven", footprint, 36 * GB)
     check_fits("seven", footprint, None)
     with pytest.raises(InputError) as error:
         check_fits("seven", footprint, 12 * GB)
     assert str(error.value) == (
-        "seven needs about 32.0 GB of memory in fp32, and 12.0 GB are free; `quantize='int8'` (10.0 GB) or"
+        "seven needs about 36.0 GB of memory in fp32, and 12.0 GB are free; `quantize='int8'` (10.0 GB) or"
         " `quantize='int4'` (7.1 GB) would fit"
     )
     with pytest.raises(InputError, match=r"even `quantize='int4'` needs 7\.1 GB; free more"):
         check_fits("seven", footprint, 5 * GB)
-    small = footprint_of(Sizes(GB, 0, 0), lambda itemsize: 0, device="cuda", dtype="bf16")
+    plain = Sizes(((Stored(GB, 2 * GB, "BF16"),),))
+    small = footprint_of(plain, lambda itemsize: 0, device="cuda", dtype="bf16")
     with pytest.raises(InputError, match=r"on the GPU in bf16, and 1\.0 GB are free; free more, or use"):
         check_fits("small", small, GB)
 
@@ -116,12 +119,13 @@ def test_loading_holds_a_converted_shard_or_a_layer(tmp_path: Path) -> None:
     save_file({block: torch.zeros(4, 8).half(), "vision.a": torch.zeros(10)}, tmp_path / "a.safetensors")
     save_file({other: torch.zeros(2, 8).half(), "ids": torch.arange(3)}, tmp_path / "b.safetensors")
     sizes = sizes_of(sorted(tmp_path.glob("*.safetensors")))
-    assert (sizes.floats, sizes.quantizable, sizes.fixed) == (32 + 10 + 16, 48, 24)
+    assert sizes.can_quantize
     assert sizes.weights("fp16", None) == 2 * 58 + 24
     assert sizes.weights("fp16", "int8") == 48 + 2 * 10 + 24
-    assert sizes.loading("fp16", None, "cpu") == 40  # what is stored in float32
-    assert sizes.loading("fp32", None, "cpu") == 64  # what is stored in float16
-    assert sizes.loading("fp16", "int8", "cpu") == 64 + 40
+    assert sizes.loading("fp16", None, "cpu") == 0  # what is converted is less than what is read later
+    assert sizes.loading("fp32", None, "cpu") == 32  # the last file
+    assert sizes.loading("bf16", None, "cpu") == 84 + 104 - 140  # the first file, none of it as it is stored
+    assert sizes.loading("fp16", "int8", "cpu") == 52 + 104 - 92
     assert sizes.loading("fp16", None, "cuda:0") == 0
     assert sizes.loading("fp16", "int8", "cuda:0") == 64
 

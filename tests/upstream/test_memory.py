@@ -28,6 +28,8 @@ def test_numbers_are_those_of_the_architectures() -> None:
         floats = [tensor.numel() for tensor in state.values() if tensor.is_floating_point()]
         linear = {key for key in state if LANGUAGE_LINEAR.fullmatch(key)}
         assert PUBLISHED[name].floats == sum(floats)
+        language = sum(tensor.numel() for key, tensor in state.items() if key.startswith("language."))
+        assert PUBLISHED[name].language == language
         assert PUBLISHED[name].quantizable == sum(state[key].numel() for key in linear)
         if linear:
             assert linear == quantizable(model)
