@@ -168,10 +168,10 @@ class RuleFlags:
         from deltavlm.data.masks import MaskRules
 
         if RULES[records] != "components":
-            given = given_flags(replace(self, classes=None))
-            if given:
+            flags = given_flags(replace(self, classes=None))
+            if flags:
                 raise typer.BadParameter(
-                    f"does not apply to --records {records}, which has rules of its own", param_hint=given[0]
+                    f"does not apply to --records {records}, which has rules of its own", param_hint=flags[0]
                 )
             return MaskRules(RULES[records])
         connectivity: Literal[4, 8] = 8 if self.connectivity == "8" else 4

@@ -82,8 +82,8 @@ def _prove(flags: DoctorModelFlags) -> tuple[list[Finding], dict[str, Any]]:
     footprint = read_footprint(flags.model, flags.runtime_options())
     if footprint is not None:
         free = free_memory(footprint.device)
-        told = "" if free is None else f", and {format_bytes(free)} are free"
-        console.info(f"{flags.model} needs about {format_bytes(footprint.peak())} of memory{told}")
+        free_text = "" if free is None else f", and {format_bytes(free)} are free"
+        console.info(f"{flags.model} needs about {format_bytes(footprint.peak())} of memory{free_text}")
     started = time.monotonic()
     model = flags.load()
     facts = {"name": model.name, "fingerprint": model.fingerprint, "device": model.device, **model.details}

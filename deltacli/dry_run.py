@@ -50,9 +50,8 @@ def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *
             **model,
             **evidence,
         }
-        values["estimate"] = (
-            {"unmeasured": estimate, **memory} if isinstance(estimate, str) else asdict(estimate)
-        )
+        unmeasured: dict[str, Any] = {"unmeasured": estimate, **memory}
+        values["estimate"] = unmeasured if isinstance(estimate, str) else asdict(estimate)
         typer.echo(json.dumps({"dry_run": True, **pairs, **values}, ensure_ascii=False))
         return
     lines = _pair_lines(plans[0]) if job.is_single else _list_lines(job, plans)
@@ -113,17 +112,17 @@ def _memory(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> dict
     if flags.engine.engine != "local" or any(map(kind_of, flags.model.names)):
         return {}
     options = flags.model.runtime_options()
-    footprints = [read_footprint(name, options) for name in flags.model.names]
-    known = [footprint for footprint in footprints if footprint is not None]
-    if not known:
+    read = [read_footprint(name, options) for name in flags.model.names]
+    footprints = [footprint for footprint in read if footprint is not None]
+    if not footprints:
         return {}
     chips = sum(plan.chips for plan in plans if plan.reason is None)
     pairs = min(job.options.batch_size or chips, job.options.limit or chips)
-    peak = sum(each.peak(pairs) - each.libraries for each in known) + known[0].libraries
+    peak = sum(each.peak(pairs) - each.libraries for each in footprints) + footprints[0].libraries
     return {
         "memory_bytes": peak,
-        "needed_bytes": sum(each.needed for each in known),
-        "free_bytes": free_memory(known[0].device),
+        "needed_bytes": sum(each.needed for each in footprints),
+        "free_bytes": free_memory(footprints[0].device),
     }
 
 

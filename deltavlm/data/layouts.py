@@ -115,8 +115,8 @@ def changechat_87k(content: PairContent, name: str, split: str) -> Files:
         (6, "dialog", turns),
     ]
     records = [
-        pair.conversation_record(kind, [QuestionAnswer(*turn) for turn in asked]) | {"type": number}
-        for number, kind, asked in typed
+        pair.conversation_record(kind, [QuestionAnswer(*turn) for turn in exchange]) | {"type": number}
+        for number, kind, exchange in typed
     ]
     return {f"{name}_{split}.json": records}
 
@@ -141,7 +141,7 @@ def changeimti_files(content: PairContent, name: str, split: str) -> Files:
         return list(zip(phrase.prompt.split("\n"), answers, strict=True))
 
     (change,) = single("change")
-    number, place = single("count"), single("location")
+    number, location = single("count"), single("location")
     references = content.captions if content.changed else content.captions[:1]
     sentences = [str(book.phrase("caption").write({"caption": each})) for each in references]
     if not content.changed:
@@ -151,7 +151,7 @@ def changeimti_files(content: PairContent, name: str, split: str) -> Files:
         (question.replace(":<image> and <image>", "") + "?" * counted, answer)
         for counted, (question, answer) in zip(
             is_counted,
-            ((number if counted else place)[index] for index, counted in enumerate(is_counted)),
+            ((number if counted else location)[index] for index, counted in enumerate(is_counted)),
             strict=True,
         )
     ]
@@ -161,8 +161,8 @@ def changeimti_files(content: PairContent, name: str, split: str) -> Files:
         "binary_class.json": [record(change)],
         "count_road.json": [record(number[0])],
         "count_build.json": [record(number[1])],
-        "loc_road.json": [record(place[0])],
-        "loc_build.json": [record(place[1])],
+        "loc_road.json": [record(location[0])],
+        "loc_build.json": [record(location[1])],
         "mul.json": [
             record((CHANGED_IMTI, change[1]), *middle, (DESCRIBE_IMTI, sentence)) for sentence in sentences
         ],

@@ -157,12 +157,12 @@ def find_mask(masks: Path, before: str) -> Path:
 def measure_mask(mask: npt.NDArray[np.uint8], rules: MaskRules = MaskRules()) -> tuple[Counts, Cells]:
     """Count and locate the roads and buildings of a mask of class codes, (height, width)."""
     if rules.rule != "components":
-        found = [outlines(mask == code) for code in (ROAD, BUILDING)]
+        borders = [outlines(mask == code) for code in (ROAD, BUILDING)]
         if rules.rule == "changechat":
             cells = contours.cells_of(find_polygons(mask))
-            return Counts(*map(len, found)), cells
+            return Counts(*map(len, borders)), cells
         (roads, road_cells), (buildings, building_cells) = (
-            _centroid_cells(each, mask.shape) for each in found
+            _centroid_cells(each, mask.shape) for each in borders
         )
         return Counts(roads, buildings), Cells(road_cells, building_cells)
     roads, road_cells = _measure_class(mask == ROAD, rules)
@@ -178,24 +178,24 @@ def find_polygons(mask: npt.NDArray[np.uint8]) -> contours.Contours:
     is_scaled = (width, height) != (contours.SIZE_PX, contours.SIZE_PX)
 
     def polygons(code: int) -> tuple[contours.Polygon, ...]:
-        found = [polygon_of(outline) for outline in outlines(mask == code)]
-        scaled = [np.round(each * scale).astype(int) if is_scaled else each for each in found]
+        corners = [polygon_of(outline) for outline in outlines(mask == code)]
+        scaled = [np.round(each * scale).astype(int) if is_scaled else each for each in corners]
         return tuple(tuple((int(x), int(y)) for x, y in polygon) for polygon in scaled)
 
     return contours.Contours(polygons(ROAD), polygons(BUILDING))
 
 
 def _centroid_cells(
-    found: Sequence[npt.NDArray[np.int64]], shape: tuple[int, ...]
+    borders: Sequence[npt.NDArray[np.int64]], shape: tuple[int, ...]
 ) -> tuple[int, tuple[str, ...]]:
     """Number of outlines whose polygon has an area, and the cells of their centroids, row by row."""
     height, width = shape
     named = set()
-    kept = [each for each in (moments(polygon_of(outline)) for outline in found) if each.area]
-    for each in kept:
+    centroids = [each for each in (moments(polygon_of(outline)) for outline in borders) if each.area]
+    for each in centroids:
         row, col = 3 * int(each.y) // height, 3 * int(each.x) // width
         named.add(3 * row + col)
-    return len(kept), tuple(label for index, label in enumerate(LABELS) if index in named)
+    return len(centroids), tuple(label for index, label in enumerate(LABELS) if index in named)
 
 
 def _measure_class(mask: npt.NDArray[np.bool_], rules: MaskRules) -> tuple[int, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Outlines of the objects in a mask, simplified to polygons, by the rules of ChangeChat-87k and ChangeIMTI.
+"""Outlines of objects in a mask, as polygons, by the rules of ChangeChat-87k and ChangeIMTI.
 
 The labels of both sets were made with OpenCV's `findContours` and `approxPolyDP`; this gives the same
 polygons without it. Points are (x, y) of pixels, x to the right and y down.
@@ -51,12 +51,12 @@ def outlines(mask: npt.NDArray[np.bool_]) -> list[Points]:
     background, _ = ndimage.label(~padded)  # 4-connected; the frame is in its first component
     outside = background[0, 0]
     _, firsts = np.unique(components, return_index=True)
-    found = []
+    starts = []
     for first in firsts[1:] if count else ():
         row, col = divmod(int(first), padded.shape[1])
         if background[row, col - 1] == outside:
-            found.append((row, col))
-    return [_trace(padded, row, col) - 1 for row, col in sorted(found, reverse=True)]
+            starts.append((row, col))
+    return [_trace(padded, row, col) - 1 for row, col in sorted(starts, reverse=True)]
 
 
 def _trace(padded: npt.NDArray[np.bool_], row: int, col: int) -> Points:
@@ -120,12 +120,12 @@ def simplify(points: Points, tolerance: float) -> Points:
         return points[[start]]
     turned = np.roll(points, -start, axis=0)
     closed = np.concatenate([turned, turned[:1]])
-    kept = [*_kept(closed, 0, far, tolerance), *_kept(closed, far, count, tolerance)]
-    return _without_flat_corners(closed[kept], tolerance)
+    indices = [*_corner_indices(closed, 0, far, tolerance), *_corner_indices(closed, far, count, tolerance)]
+    return _without_flat_corners(closed[indices], tolerance)
 
 
-def _kept(line: Points, begin: int, end: int, tolerance: float) -> list[int]:
-    """Indices of the kept points of a part of a line, without its last point."""
+def _corner_indices(line: Points, begin: int, end: int, tolerance: float) -> list[int]:
+    """Indices of the corners of a section of a line, without its last point."""
     inner = line[begin + 1 : end]
     if not len(inner):
         return [begin]
@@ -134,7 +134,7 @@ def _kept(line: Points, begin: int, end: int, tolerance: float) -> list[int]:
     split = begin + 1 + int(distances.argmax())
     if float(distances.max()) ** 2 <= tolerance**2 * float((chord**2).sum()):
         return [begin]
-    return [*_kept(line, begin, split, tolerance), *_kept(line, split, end, tolerance)]
+    return [*_corner_indices(line, begin, split, tolerance), *_corner_indices(line, split, end, tolerance)]
 
 
 def _without_flat_corners(corners: Points, tolerance: float) -> Points:
@@ -143,16 +143,16 @@ def _without_flat_corners(corners: Points, tolerance: float) -> Points:
     Of two neighbors at most one is removed, and the last corner is compared with the first one that was kept.
     """
     line, total = corners.tolist(), len(corners)
-    left, read, written = total, 1 % total, 0
+    count, read, written = total, 1 % total, 0
     (start_x, start_y), (x, y) = line[-1], line[0]
-    while read <= total and left > 2:
+    while read <= total and count > 2:
         end_x, end_y = line[read % total]
         dx, dy = end_x - start_x, end_y - start_y
         distance = abs((x - start_x) * dy - (y - start_y) * dx)
         onward = (x - start_x) * (end_x - x) + (y - start_y) * (end_y - y)
         is_flat = distance**2 <= 0.5 * tolerance**2 * (dx * dx + dy * dy)
         if is_flat and dx and dy and onward >= 0:
-            left -= 1
+            count -= 1
             start_x, start_y = line[written] = [end_x, end_y]
             x, y = line[(read + 1) % total]
             read += 2
@@ -161,7 +161,7 @@ def _without_flat_corners(corners: Points, tolerance: float) -> Points:
             x, y = end_x, end_y
             read += 1
         written += 1
-    return np.array(line[:left])
+    return np.array(line[:count])
 
 
 def moments(polygon: Points) -> Moments:

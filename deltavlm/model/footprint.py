@@ -23,7 +23,7 @@ from deltavlm.errors import InputError
 from deltavlm.files import format_bytes
 from deltavlm.model.folder import TensorSlot, tensor_slots
 
-__all__ = ["Footprint", "Sizes", "Stored", "check_fits", "footprint_of", "language_bytes", "sizes_of"]
+__all__ = ["Footprint", "LanguageSizes", "Sizes", "Stored", "check_fits", "footprint_of", "sizes_of"]
 
 Quantize = Literal["int8", "int4"] | None
 
@@ -67,7 +67,7 @@ class Sizes:
     """Tensors of weight files, in the order in which they are read."""
 
     files: tuple[tuple[Stored, ...], ...]
-    kept: int = 0  # bytes of further tensors, which keep their dtype
+    fixed: int = 0  # bytes of further tensors, which keep their dtype
 
     @property
     def can_quantize(self) -> bool:
@@ -76,7 +76,7 @@ class Sizes:
 
     def weights(self, dtype: str, quantize: Quantize) -> int:
         """Bytes of the tensors when loaded."""
-        return self.kept + sum(tensor.loaded(dtype, quantize) for file in self.files for tensor in file)
+        return self.fixed + sum(tensor.loaded(dtype, quantize) for file in self.files for tensor in file)
 
     def loading(self, dtype: str, quantize: Quantize, device: str) -> int:
         """Bytes beside the weights while they are read.
@@ -88,7 +88,7 @@ class Sizes:
         if device.startswith("cuda"):
             layers = (tensor for file in self.files for tensor in file if tensor.quantizable)
             return max((tensor.length for tensor in layers), default=0) if quantize else 0
-        read, peak = self.kept, 0
+        read, peak = self.fixed, 0
         for file in self.files:
             read += sum(tensor.loaded(dtype, quantize) for tensor in file)
             converted = sum(tensor.length for tensor in file if tensor.is_converted(dtype, quantize))
@@ -169,29 +169,32 @@ def footprint_of(
     choices: list[tuple[str, str, Quantize]] = [("`dtype='bf16'`", "bf16", None)] if dtype == "fp32" else []
     if sizes.can_quantize:
         choices += [("`quantize='int8'`", half, "int8"), ("`quantize='int4'`", half, "int4")]
-    asked = of(dtype, quantize)
+    footprint = of(dtype, quantize)
     others = [(label, of(other, kind).needed) for label, other, kind in choices]
-    return replace(asked, smaller=tuple((label, size) for label, size in others if size < asked.needed))
+    return replace(
+        footprint, smaller=tuple((label, size) for label, size in others if size < footprint.needed)
+    )
 
 
-def language_bytes(
-    *,
-    layers: int,
-    hidden: int,
-    intermediate: int,
-    vocab: int,
-    keys: int,
-    tokens: int,
-    itemsize: int,
-    copies: int = 1,
-) -> int:
-    """Memory of a row of a language model, in bytes: keys and values of all layers, so many `copies` of them,
-    the activations of one block, and the scores of the last token in float32, in a handful of copies.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageSizes:
+    """Sizes of a language model; `keys` is the width of the keys of a layer."""
 
-    keys: width of the keys of a layer. tokens: of prompt and answer together.
-    """
-    cache = 2 * layers * keys * tokens * itemsize
-    return copies * cache + tokens * (8 * hidden + 4 * intermediate) * itemsize + 6 * vocab * 4
+    layers: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    keys: int
+
+    def cache_bytes(self, tokens: int, itemsize: int) -> int:
+        """Memory of the keys and values of so many tokens, in bytes; `itemsize` is that of a number."""
+        return 2 * self.layers * self.keys * tokens * itemsize
+
+    def row_bytes(self, tokens: int, itemsize: int) -> int:
+        """Memory of a row of so many tokens, with its answer, in bytes: keys and values, the activations of
+        one block, and a handful of copies of the scores of the last token in float32."""
+        block = tokens * (8 * self.hidden + 4 * self.intermediate) * itemsize
+        return self.cache_bytes(tokens, itemsize) + block + 6 * self.vocab * 4
 
 
 def check_fits(name: str, footprint: Footprint, free: int | None) -> None:
@@ -201,7 +204,7 @@ def check_fits(name: str, footprint: Footprint, free: int | None) -> None:
     """
     if free is None or footprint.needed <= free:
         return
-    where = "on the GPU" if footprint.device.startswith("cuda") else "of memory"
+    memory = "on the GPU" if footprint.device.startswith("cuda") else "of memory"
     form = footprint.quantize or footprint.dtype
     fitting = [f"{option} ({format_bytes(size)})" for option, size in footprint.smaller if size <= free]
     if fitting:
@@ -212,6 +215,6 @@ def check_fits(name: str, footprint: Footprint, free: int | None) -> None:
     else:
         hint = "free more, or use another machine"
     raise InputError(
-        f"{name} needs about {format_bytes(footprint.needed)} {where} in {form}, and {format_bytes(free)} are"
-        f" free; {hint}"
+        f"{name} needs about {format_bytes(footprint.needed)} {memory} in {form}, and {format_bytes(free)}"
+        f" are free; {hint}"
     )

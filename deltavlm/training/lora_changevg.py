@@ -106,7 +106,7 @@ class ChangeVGTarget(AdapterTarget):
         return self.model.prompt(sentence, question, question.prompt)
 
     def guide(self, sample: ChatSample) -> tuple[Guide, Pixels]:
-        """What the guide found in the images of a sample, and the picture of its mask; it is asked once."""
+        """Findings of the guide about a sample, and the picture of its mask; it is asked once."""
         pixels = [np.asarray(image).transpose(2, 0, 1)[None] for image in sample.images]
         key = hashlib.blake2b(b"".join(each.tobytes() for each in pixels), digest_size=16).digest()
         if key not in self.guides:

@@ -38,7 +38,7 @@ from deltavlm.upstream.read import describe_source, sha256_of, tensors
 from deltavlm.upstream.sizes import language_config
 from deltavlm.upstream.write import (
     check_new,
-    check_room,
+    check_resources,
     check_shapes,
     new_checkpoint,
     save_tensors,
@@ -110,7 +110,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     }
     files: dict[str, str] = {}
     shapes: dict[str, torch.Size] = {}
-    check_room(folder, sources.base, sources.vision)
+    check_resources(folder, sources.base, sources.vision)
     with new_checkpoint(folder) as scratch:
         merged = _merged(_renamed(sources.base, BASE, ignored), adapter)
         for number, shard in enumerate(split_tensors(_language_weights(merged, small)), start=1):

@@ -43,7 +43,7 @@ from deltavlm.upstream.kinds import Contents, Converted, Dtype
 from deltavlm.upstream.read import describe_source, sha256_of, shards, source_name, tensors
 from deltavlm.upstream.write import (
     check_new,
-    check_room,
+    check_resources,
     check_shapes,
     new_checkpoint,
     save_tensors,
@@ -115,7 +115,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
         **({} if adapter is None else {"adapter": describe_source(adapter.path)}),
         "guide": describe_source(_guide_file(sources.mci)),
     }
-    check_room(folder, sources.base, _guide_file(sources.mci))
+    check_resources(folder, sources.base, _guide_file(sources.mci))
     with new_checkpoint(folder) as scratch:
         guide = _convert_guide(sources, scratch / GUIDE, notify)
         (scratch / MODEL).mkdir()

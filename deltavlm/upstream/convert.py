@@ -35,7 +35,7 @@ from deltavlm.upstream.sizes import read_config
 from deltavlm.upstream.tower import read_tower
 from deltavlm.upstream.write import (
     check_new,
-    check_room,
+    check_resources,
     check_shapes,
     new_checkpoint,
     save_tensors,
@@ -109,9 +109,9 @@ def convert(
         "vision": describe_source(sources.vision),
         "language": source_name(sources.llm),
     }
-    held = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    copied = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     language = None if link_language else sources.llm
-    check_room(folder, sources.checkpoint, sources.vision, language, held=held)
+    check_resources(folder, sources.checkpoint, sources.vision, language, copied=copied)
     with new_checkpoint(folder) as scratch:
         notify("writing vision, difference module, Q-Former")
         save_tensors(scratch / WEIGHTS, weights, provenance)

@@ -40,12 +40,12 @@ def published_footprint(name: str, dtype: str, quantize: Quantize = None) -> Foo
     """Memory of a published model on a CPU, once it is converted. Raises: KeyError."""
     published = PUBLISHED[name]
     others = published.floats - published.language
-    files = [(Stored(others, 4 * others, "F32"),)]
+    files: list[tuple[Stored, ...]] = [(Stored(others, 4 * others, "F32"),)]
     for start in range(0, published.language, SHARD_BYTES // 2):
         numbers = min(SHARD_BYTES // 2, published.language - start)
         layers = numbers * published.quantizable // published.language
-        rest = numbers - layers
-        files.append((Stored(layers, 2 * layers, "F16", quantizable=True), Stored(rest, 2 * rest, "F16")))
+        tables = numbers - layers
+        files.append((Stored(layers, 2 * layers, "F16", quantizable=True), Stored(tables, 2 * tables, "F16")))
     return footprint_of(Sizes(tuple(files)), _pair_bytes(name), device="cpu", dtype=dtype, quantize=quantize)
 
 
@@ -63,5 +63,5 @@ def published_memory(name: str) -> list[str]:
         for dtype, quantize in PUBLISHED[name].forms
     ]
     free = available_memory()
-    told = "" if free is None else f"; {format_bytes(free)} free here"
-    return [f"it will take about {', '.join(forms)} of memory to run on a CPU{told}"]
+    free_text = "" if free is None else f"; {format_bytes(free)} free here"
+    return [f"it will take about {', '.join(forms)} of memory to run on a CPU{free_text}"]

@@ -24,9 +24,9 @@ def check_new(folder: Path) -> None:
         raise OutputError(f"{folder} exists already; give another folder, or delete it")
 
 
-def check_room(folder: Path, *sources: Path | None, held: int = 0) -> None:
+def check_resources(folder: Path, *sources: Path | None, copied: int = 0) -> None:
     """Check that the disk has room for a copy of the weights in `sources`, and memory for a shard of them, or
-    for `held` bytes if these are more.
+    for `copied` bytes if these are more.
 
     Raises: InputError that says what is needed and what is free.
     """
@@ -37,7 +37,7 @@ def check_room(folder: Path, *sources: Path | None, held: int = 0) -> None:
             f"converting needs up to {format_bytes(size)} on the disk of {folder}, and {format_bytes(disk)}"
             " are free; free more, or give a folder on another disk"
         )
-    needed = max(min(size, SHARD_BYTES), held)
+    needed = max(min(size, SHARD_BYTES), copied)
     if memory is not None and needed > memory:
         raise InputError(
             f"converting needs about {format_bytes(needed)} of memory, and {format_bytes(memory)} are free;"

@@ -29,9 +29,9 @@ from deltavlm.model.folder import SENTENCEPIECE, WEIGHTS, fingerprint, read_conf
 from deltavlm.model.footprint import (
     ITEMSIZE,
     Footprint,
+    LanguageSizes,
     check_fits,
     footprint_of,
-    language_bytes,
     sizes_of,
 )
 from deltavlm.model.huggingface.chat_model import ChatModel, EncodedPair
@@ -224,25 +224,27 @@ def read_footprint(folder: Path, options: RuntimeOptions) -> Footprint:
     )
 
 
-def cache_bytes(config: ChangeChatConfig, itemsize: int, tokens: int = BEGINNING_TOKENS) -> int:
-    """Memory of the cache of a pair, in bytes: keys and values of both images and the text before them."""
+def language_sizes(config: ChangeChatConfig) -> LanguageSizes:
+    """Sizes of the language model."""
     language = config.language
-    return 2 * language.layers * language.hidden * (2 * config.image_tokens + tokens) * itemsize
-
-
-def pair_bytes(config: ChangeChatConfig, itemsize: int) -> int:
-    """Memory of a pair in a batch, in bytes: its cache, and a row that continues a copy of it."""
-    language = config.language
-    row = language_bytes(
+    return LanguageSizes(
         layers=language.layers,
         hidden=language.hidden,
         intermediate=language.intermediate,
         vocab=language.vocab,
         keys=language.hidden,
-        tokens=2 * config.image_tokens + BEGINNING_TOKENS + QUESTION_TOKENS,
-        itemsize=itemsize,
     )
-    return cache_bytes(config, itemsize) + row
+
+
+def cache_bytes(config: ChangeChatConfig, itemsize: int, tokens: int = BEGINNING_TOKENS) -> int:
+    """Memory of the cache of a pair, in bytes: of both images and so many tokens of text before them."""
+    return language_sizes(config).cache_bytes(2 * config.image_tokens + tokens, itemsize)
+
+
+def pair_bytes(config: ChangeChatConfig, itemsize: int) -> int:
+    """Memory of a pair in a batch, in bytes: its cache, and a row that continues a copy of it."""
+    tokens = 2 * config.image_tokens + BEGINNING_TOKENS + QUESTION_TOKENS
+    return cache_bytes(config, itemsize) + language_sizes(config).row_bytes(tokens, itemsize)
 
 
 def changechat(

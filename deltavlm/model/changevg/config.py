@@ -84,20 +84,20 @@ class Prompt:
         return "".join(self.segments)
 
 
-def guide_sentence(caption: str, *more: str) -> str:
-    """Sentence that tells the caption of the guide, without its full stops; `more` are further parts of the
-    description.
+def guide_sentence(caption: str, *details: str) -> str:
+    """Sentence that tells the caption of the guide, without its full stops; `details` are further parts of
+    the description.
 
     >>> guide_sentence(" a road is built . ")
     'Please refer to this description:a road is built.Modify or correct it.'
     """
-    return GUIDE_SENTENCE.format(caption=", ".join((caption.replace(".", "").strip(), *more)))
+    return GUIDE_SENTENCE.format(caption=", ".join((caption.replace(".", "").strip(), *details)))
 
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """What the guide found in a pair: a caption, and by class the number of objects and the cells they are
-    in, in the labels of the kind mci."""
+    """Findings of the guide about a pair: a caption, and by class the number of objects and the cells that
+    they are in, in the labels of the kind mci."""
 
     caption: str
     counts: Mapping[str, int]
@@ -115,12 +115,12 @@ changes: <mask>.Modify or correct it.'
             return ""
         if guidance == "caption":
             return guide_sentence(self.caption)
-        found = []
+        details = []
         for name, number in self.counts.items():
             cells = ",".join(CELL_WORDS[cell] for cell in self.cells[name])
-            found.append(f"changed {name}s: {number}" + (f" ({cells})" if cells else ""))
+            details.append(f"changed {name}s: {number}" + (f" ({cells})" if cells else ""))
         picture = [f"changes: {MASK_MARK}"] if guidance == "mask" else []
-        return guide_sentence(self.caption, *found, *picture)
+        return guide_sentence(self.caption, *details, *picture)
 
 
 def make_prompt(turns: Sequence[tuple[str, str]], question: str, guide: str) -> Prompt:
@@ -148,16 +148,16 @@ def make_prompt(turns: Sequence[tuple[str, str]], question: str, guide: str) -> 
         texts[0] = f"Picture 1: {IMAGE}Picture 2: {IMAGE}{guide}{texts[0]}"
     segments, order = [START, f"system\n{SYSTEM}", END, "\n"], list[int]()
     for index, text in enumerate(texts):
-        first, *rest = re.split(f"({IMAGE}|{MASK_MARK})", text.replace(GUIDE_MARK, guide))
+        first, *marked = re.split(f"({IMAGE}|{MASK_MARK})", text.replace(GUIDE_MARK, guide))
         segments += [START, f"user\n{first}"]
-        for mark, part in zip(rest[::2], rest[1::2], strict=True):
+        for mark, following in zip(marked[::2], marked[1::2], strict=True):
             if mark == MASK_MARK and MASK_MARK not in guide:
-                segments.append(f"{mark}{part}")  # a word of the question
+                segments.append(f"{mark}{following}")  # a word of the question
                 continue
-            segments += [VISION_START, IMAGE_TOKEN, VISION_END, part]
+            segments += [VISION_START, IMAGE_TOKEN, VISION_END, following]
             order.append(2 if mark == MASK_MARK else sum(each < 2 for each in order))
         segments += [END, "\n", START]
         if index < len(turns):
             segments += [f"assistant\n{turns[index][1]}", END, "\n"]
-    kept = tuple(segment for segment in segments if segment)
-    return Prompt((*kept, "assistant\n"), images_first, tuple(order))
+    texts = [segment for segment in segments if segment]
+    return Prompt((*texts, "assistant\n"), images_first, tuple(order))

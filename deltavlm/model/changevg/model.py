@@ -50,9 +50,9 @@ from deltavlm.model.folder import read_config_as
 from deltavlm.model.footprint import (
     ITEMSIZE,
     Footprint,
+    LanguageSizes,
     check_fits,
     footprint_of,
-    language_bytes,
     sizes_of,
 )
 from deltavlm.model.huggingface.loading import linear_layers, quiet
@@ -157,9 +157,9 @@ class ChangeVGModel(CheckpointFacts):
         return EncodedPairs(features, self.guides(guide), guide)
 
     def guides(self, encoding: Encoding) -> tuple[Guide, ...]:
-        """What the guide found in each pair."""
-        found = zip(self.guide.captions(encoding), self.guide.findings(encoding), strict=True)
-        return tuple(Guide(caption.text, each.counts, each.cells) for caption, each in found)
+        """Findings of the guide about each pair."""
+        findings = zip(self.guide.captions(encoding), self.guide.findings(encoding), strict=True)
+        return tuple(Guide(caption.text, each.counts, each.cells) for caption, each in findings)
 
     def mask_pictures(self, encoding: Encoding) -> Pixels:
         """Masks of the guide as pictures (N, 3, H, W), in the colors of Change-Agent's predictions: the most
@@ -496,8 +496,7 @@ def read_footprint(folder: Path, options: RuntimeOptions) -> Footprint:
     guide = read_config_as(MCIConfig, folder / GUIDE)
 
     def pair_bytes(itemsize: int) -> int:
-        rows = QUESTIONS * language_bytes(**sizes, tokens=PROMPT_TOKENS, itemsize=itemsize)
-        return max(rows, guide.pair_bytes(ITEMSIZE["fp32"]))
+        return max(QUESTIONS * sizes.row_bytes(PROMPT_TOKENS, itemsize), guide.pair_bytes(ITEMSIZE["fp32"]))
 
     return footprint_of(
         sizes_of(
@@ -511,20 +510,22 @@ def read_footprint(folder: Path, options: RuntimeOptions) -> Footprint:
     )
 
 
-def read_language_sizes(folder: Path) -> dict[str, int]:
-    """Sizes of the language model of a folder of Qwen2.5-VL, as `language_bytes` takes them; those of the 7B
-    where config.json leaves one out. Raises: ModelError."""
+def read_language_sizes(folder: Path) -> LanguageSizes:
+    """Sizes of the language model of a folder; those of Qwen2.5-VL-7B where config.json leaves one out.
+
+    Raises: ModelError.
+    """
     try:
         values = parse_json(read_text(folder / "config.json"))
         text = {**values, **values.get("text_config", {})}
         heads, hidden = int(text.get("num_attention_heads", 28)), int(text.get("hidden_size", LANGUAGE_WIDTH))
-        return {
-            "layers": int(text.get("num_hidden_layers", 28)),
-            "hidden": hidden,
-            "intermediate": int(text.get("intermediate_size", 18_944)),
-            "vocab": int(text.get("vocab_size", 152_064)),
-            "keys": hidden // heads * int(text.get("num_key_value_heads", 4)),
-        }
+        return LanguageSizes(
+            layers=int(text.get("num_hidden_layers", 28)),
+            hidden=hidden,
+            intermediate=int(text.get("intermediate_size", 18_944)),
+            vocab=int(text.get("vocab_size", 152_064)),
+            keys=hidden // heads * int(text.get("num_key_value_heads", 4)),
+        )
     except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(
             f"cannot read {folder / 'config.json'}: {first_line(error)}; copy the checkpoint folder again"
