@@ -78,6 +78,12 @@ def kind_of(name: str) -> str:
     return prefix if colon and prefix in KINDS else ""
 
 
+def follows_instructions(name: str) -> bool:
+    """True if the model of this name is asked in any words, in those of the phrasebook `generic` or a
+    person's."""
+    return kind_of(name) in KINDS
+
+
 def read_spec(name: str, options: RuntimeOptions | None = None) -> ModelSpec:
     """What is known of a model by name or folder, without its weights.
 

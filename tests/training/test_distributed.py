@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deltavlm.training import build
 from deltavlm.training.checkpoints import load_state
 from tests.seven import eight_examples, seven_checkpoint
-from tests.training import two_processes
+from tests.tiny_hf import build as build_tiny
+from tests.training import two_adapters, two_processes
+from tests.training.made_pairs import write_set
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +31,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     eight_examples(folder / "set")
     seven_checkpoint(folder / "fresh")
+    process = start_two("tests.training.two_processes", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("shipped_config", "load"):  # the script replaces them
+            patch.setattr(build, name, getattr(build, name))
+        two_processes.main(folder, folder / "one")
+    wait_for(process)
+    return folder
+
+
+def start_two(script: str, folder: Path) -> subprocess.Popen[str]:
+    """Two processes of a script under torchrun, whose runs go to `folder`/two."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -35,22 +49,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "HF_HUB_OFFLINE": "1",
     }
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    script = ["-m", "tests.training.two_processes", str(folder), str(folder / "two")]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *script],
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", script, str(folder), str(folder / "two")],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("shipped_config", "load"):  # the script replaces them
-            patch.setattr(build, name, getattr(build, name))
-        two_processes.main(folder, folder / "one")
-    text, _ = process.communicate(timeout=300)
+
+
+def wait_for(process: subprocess.Popen[str]) -> None:
+    text, _ = process.communicate(timeout=900)
     assert process.returncode == 0, text[-3000:]
-    return folder
 
 
 def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -86,3 +97,23 @@ def test_checkpoints_of_two_processes_are_those_of_one(runs: Path, sharding: str
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_two_processes_train_the_adapter_of_one(tmp_path: Path) -> None:
+    """An adapter of a model hf:...; the run of two processes was killed halfway and resumed."""
+    pytest.importorskip("peft")
+    build_tiny("qwen2_5_vl", tmp_path / "base")
+    write_set(tmp_path / "set")
+    process = start_two("tests.training.two_adapters", tmp_path)
+    two_adapters.main(tmp_path, tmp_path / "one")
+    wait_for(process)
+    alone, together = (metrics(tmp_path / name, "train") for name in ("one", "two"))
+    assert len(alone) == len(together) == 4
+    for expected, record in zip(alone, together, strict=True):
+        assert record == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    first, second = (
+        load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("one", "two")
+    )
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
