@@ -480,6 +480,14 @@ def test_a_reply_without_an_answer_is_an_error_of_its_pair(
     assert expected in str(caught.value)
 
 
+def test_tokens_of_turns_and_images_are_no_part_of_a_reply(server: ChatServer) -> None:
+    """A server fails for a later turn that tells them as history."""
+    server.script = lambda asked: Answer("<|vision_start|>Yes <|video_pad|><image>, a roof.<|im_end|>")
+    assert ask(server, CAPTION).text == "Yes , a roof."
+    server.script = lambda asked: Answer("<|im_end|>")
+    assert "the reply is empty" in failure(ModelError, ask, server)
+
+
 def test_content_in_parts_is_joined(server: ChatServer) -> None:
     parts = [{"type": "text", "text": "Y"}, {"type": "text", "text": "es"}]
     server.script = lambda asked: Answer(None, message={"content": parts})

@@ -6,20 +6,25 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deltavlm.training import build
 from deltavlm.training.checkpoints import load_state
 from tests.seven import eight_examples, seven_checkpoint
-from tests.training import two_processes
+from tests.tiny_hf import build as build_tiny
+from tests.training import two_adapters, two_processes
+from tests.training.made_pairs import write_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")]
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 # a process that starts from nothing imports torch and transformers anew, which takes longer than the runs
 FORK = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 
@@ -53,9 +58,33 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setattr(build, name, getattr(build, name))
         two_processes.main(folder, folder / "one")
     for process in processes:
-        process.join(timeout=600)
+        process.join(timeout=900)
         assert process.exitcode == 0
     return folder
+
+
+def start_two(script: str, folder: Path) -> subprocess.Popen[str]:
+    """Two processes of a script under torchrun, whose runs go to `folder`/two."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", script, str(folder), str(folder / "two")],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str]) -> None:
+    text, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, text[-3000:]
 
 
 def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -91,3 +120,23 @@ def test_checkpoints_of_two_processes_are_those_of_one(runs: Path, sharding: str
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_two_processes_train_the_adapter_of_one(tmp_path: Path) -> None:
+    """An adapter of a model hf:...; the run of two processes was killed halfway and resumed."""
+    pytest.importorskip("peft")
+    build_tiny("qwen2_5_vl", tmp_path / "base")
+    write_set(tmp_path / "set")
+    process = start_two("tests.training.two_adapters", tmp_path)
+    two_adapters.main(tmp_path, tmp_path / "one")
+    wait_for(process)
+    alone, together = (metrics(tmp_path / name, "train") for name in ("one", "two"))
+    assert len(alone) == len(together) == 4
+    for expected, record in zip(alone, together, strict=True):
+        assert record == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    first, second = (
+        load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("one", "two")
+    )
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5, msg=name)

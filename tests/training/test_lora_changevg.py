@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from deltavlm.config import shipped_config
 from deltavlm.data.images import read_image, save_image
-from deltavlm.model.changevg.config import guide_sentence
 from deltavlm.model.changevg.model import ChangeVGModel
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.interface import standard_question
@@ -122,9 +121,9 @@ def test_rows_are_what_the_model_is_asked_and_answers_are_learned(files: Path, r
     for ids, labels, sample in zip(batch.inputs["input_ids"], batch.labels, samples, strict=True):
         question = sample.chat.question
         pixels = [np.asarray(image).transpose(2, 0, 1)[None] for image in sample.images]
-        (caption,) = model.encode(pixels[0], pixels[1]).captions  # the guide's, as at inference
-        prompt = model.prompt(caption, question, question.prompt)
-        assert (guide_sentence(caption) in prompt.text) is (
+        (guide,) = model.encode(pixels[0], pixels[1]).guides  # as at inference
+        prompt = model.prompt(guide.sentence("caption"), question, question.prompt)
+        assert (guide.sentence("caption") in prompt.text) is (
             "describe the changes" in prompt.text or prompt.images_first
         )
         asked = model.token_ids(prompt)
