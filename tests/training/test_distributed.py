@@ -22,11 +22,9 @@ from tests.tiny_hf import build as build_tiny
 from tests.training import two_adapters, two_processes
 from tests.training.made_pairs import write_set
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# a process that starts from nothing imports torch and transformers anew, which takes longer than the runs
-FORK = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 
 
 def free_port() -> int:
@@ -46,11 +44,16 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the script's runs, in this process and at the same time in two."""
+    if sys.platform != "linux":
+        pytest.skip("forks with torch loaded")
     folder = tmp_path_factory.mktemp("two")
     eight_examples(folder / "set")
     seven_checkpoint(folder / "fresh")
     port = free_port()
-    processes = [FORK.Process(target=run_rank, args=(rank, port, folder), daemon=True) for rank in range(2)]
+    context = multiprocessing.get_context("fork")  # a new start would import torch and transformers anew
+    processes = [
+        context.Process(target=run_rank, args=(rank, port, folder), daemon=True) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     with pytest.MonkeyPatch.context() as patch:
