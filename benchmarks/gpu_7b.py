@@ -41,7 +41,7 @@ from deltavlm.config import load, shipped_config  # noqa: E402
 from deltavlm.errors import ModelOutOfMemory  # noqa: E402
 from deltavlm.model.config import DECODING, DeltaVLMConfig  # noqa: E402
 from deltavlm.model.deltavlm import DeltaVLM, build  # noqa: E402
-from deltavlm.model.device import DTYPES  # noqa: E402
+from deltavlm.model.device import DTYPES, pick_compute_dtype  # noqa: E402
 from deltavlm.model.interface import Question  # noqa: E402
 from deltavlm.model.memory import CudaMeter, Meter, TensorMeter  # noqa: E402
 from deltavlm.model.predictor import Predictor  # noqa: E402
@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("full", "small"), default="full")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: what the device computes in")
     parser.add_argument(
         "--batch",
         nargs="+",
@@ -227,7 +227,8 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, help="memory limit")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
-    device, dtype = args.device, DTYPES[args.dtype]
+    device = args.device
+    dtype = DTYPES[args.dtype] if args.dtype else pick_compute_dtype(device)
     if args.memory_gb and device.startswith("cuda"):
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / total)
@@ -250,7 +251,8 @@ def main() -> None:
         "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor(),
         "torch": torch.__version__,
         "size": args.size,
-        "dtype": args.dtype + (f", {args.quantize}" if args.quantize else ""),
+        "dtype": next(name for name in DTYPES if DTYPES[name] == dtype)
+        + (f", {args.quantize}" if args.quantize else ""),
         "budget_gb": args.memory_gb,
         "weights_gb": weight_bytes / 1e9,
         "language_gb": tensor_bytes(model.language.model.layers) / 1e9,

@@ -118,12 +118,17 @@ def ask(
     where and how much; new or gone buildings and roads, how many and where; trees planted or cut, ponds,
     construction sites. Answers to open questions are often wrong.
     """
+    from deltavlm.model.kinds import follows_instructions
+
     if geojson and (as_json or chips.all_chips):
         other = "--json" if as_json else "--all-chips; write -o FILE.geojson"
         raise typer.BadParameter(f"cannot be combined with {other}", param_hint="--geojson")
     _check_is_image(after)
     questions = _read_questions(
-        [*(question or ()), *(question_flags or ())], file, one_per_task=chips.all_chips
+        [*(question or ()), *(question_flags or ())],
+        file,
+        one_per_task=chips.all_chips,
+        any_words=follows_instructions(model.model),
     )
     if chips.all_chips:
         if chips.at is not None:
@@ -183,11 +188,11 @@ def _check_is_image(after: str) -> None:
 
 
 def _read_questions(
-    texts: list[str], file: Path | None, *, one_per_task: bool
+    texts: list[str], file: Path | None, *, one_per_task: bool, any_words: bool
 ) -> list[tuple[str, QuestionSpec]]:
     """Questions of the command line, then those of the file; without any, those of stdin.
 
-    Each is a pair: as it was typed, and as it is asked.
+    Each is a pair: as it was typed, and as it is asked; `any_words` as in `questions_of`.
 
     Raises: InputError when there is none, or one cannot be asked.
     """
@@ -214,7 +219,8 @@ def _read_questions(
     if not texts:
         raise InputError("no question; write it after the two images, or use -q TEXT, -Q FILE, or a pipe")
     texts = [question(text) for text in texts]
-    return list(zip(texts, questions_of(texts, one_per_task=one_per_task), strict=True))
+    specs = questions_of(texts, one_per_task=one_per_task, any_words=any_words)
+    return list(zip(texts, specs, strict=True))
 
 
 def _nonblank_lines(text: str) -> list[str]:

@@ -250,7 +250,7 @@ def _as_text(estimate: Estimate) -> list[str]:
     model = estimate.model
     shapes = {key: " x ".join(map(str, value)) for key, value in model.items() if isinstance(value, list)}
     lines = [
-        f"model {model['name']} from {model['start']}",
+        f"model {model['name']} from {model['start']}, computed in {model['precision']}",
         f"  image pair {shapes['images']} -> image tokens {shapes['image_tokens']} -> queries "
         f"{shapes['queries']} -> soft prompt {shapes['soft_prompt']}, vocabulary {model['vocabulary']}",
     ]

@@ -15,7 +15,8 @@ from deltavlm.geo.location import normalize_location
 from deltavlm.geo.pair import PairReader, RasterPair, ReadOptions
 from deltavlm.geo.pair import open_pair as open_raster_pair
 from deltavlm.model.interface import ChangeModel
-from deltavlm.model.kinds import read_spec
+from deltavlm.model.kinds import follows_instructions, read_spec
+from deltavlm.pipeline.answers import phrasebook_of
 from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.pipeline.conversation import questions_of
 from deltavlm.pipeline.engine import LocalEngine
@@ -67,7 +68,8 @@ def analyze(
             told its counts, cells and probability of change, and chips have the columns `evidence_*`. Masks
             and the cascade are then those of this model.
         questions: questions as text, a question set, or its YAML file; default: caption, change, count and
-            location.
+            location. Text that means one of these is asked in its standard words, but for `hf:` and `openai:`
+            models, which are asked it as it is.
         options: chip size and overlap in pixels, batching, limit, what to do with chips that fail.
         read: bands, scaling to 8 bit, alignment, bounding box and area of interest.
         overwrite: replace an existing output.
@@ -101,7 +103,7 @@ def analyze(
     pairs = _pair_list(before, after)
     job = AnalyzeJob(
         pairs=pairs,
-        questions=_question_set(questions),
+        questions=_question_set(questions, model),
         read=read or ReadOptions(),
         options=options or AnalyzeOptions(),
         output=OutputOptions(
@@ -176,7 +178,9 @@ def _pair(item: Pair | tuple[Location, Location], number: int) -> Pair:
     return Pair("", before, after, line=number)
 
 
-def _question_set(questions: Sequence[QuestionSpec | str] | Location | None) -> Sequence[QuestionSpec]:
+def _question_set(
+    questions: Sequence[QuestionSpec | str] | Location | None, model: str | ChangeModel
+) -> Sequence[QuestionSpec]:
     """Raises: TypeError unless all items are `QuestionSpec`s, or all are text."""
     if questions is None:
         return load_questions(shipped_config("questions.yaml"))
@@ -186,7 +190,8 @@ def _question_set(questions: Sequence[QuestionSpec | str] | Location | None) -> 
     specs = [item for item in questions if isinstance(item, QuestionSpec)]
     if len(questions) not in (len(texts), len(specs)):
         raise TypeError(f"analyze() needs questions all as text or all as QuestionSpec, not {questions!r}")
-    return questions_of(texts) if texts else specs
+    keeps = follows_instructions(model) if isinstance(model, str) else phrasebook_of(model).any_words
+    return questions_of(texts, any_words=keeps) if texts else specs
 
 
 def _check_models(model: str | ChangeModel, evidence: str | ChangeModel | None, *, masks: bool) -> None:

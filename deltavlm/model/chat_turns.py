@@ -7,6 +7,7 @@ Imports no torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from deltavlm.model.interface import Labelled, PairContext, Question
@@ -15,6 +16,13 @@ CHIP_PX = 256  # side of a chip; models that follow instructions are not made fo
 THINK, THINK_END = "<think>", "</think>"  # around the reasoning of a model that reasons first
 REASONING_TOKENS = 4096  # more than for the answer alone, for such a model
 _REASONING = re.compile(rf"{THINK}.*?(?:{THINK_END}|\Z)", re.DOTALL)
+_MARK = re.compile(
+    r"<\|[^<>|\s]{1,60}\|>|<\uff5c[^<>\uff5c\s]{1,60}\uff5c>"  # as <|im_end|>, of most models
+    r"|</?(?:s|pad|unk|bos|eos|image|video|img|IMG_CONTEXT|image_soft_token|fake_token_around_image|global-img"
+    r"|row_\d+_col_\d+|(?:start|end)_of_(?:turn|image|utterance)|end_of_utterance)>"
+    r"|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|SYSTEM_PROMPT)\]"
+)
+"""Tokens by which models know turns and images."""
 
 BEFORE, AFTER = {"type": "image", "date": "before"}, {"type": "image", "date": "after"}
 """Places of the two images in a turn."""
@@ -71,6 +79,19 @@ def drop_reasoning(reply: str) -> str:
     'yes'
     """
     return _REASONING.sub("", reply).rpartition(THINK_END)[2].strip()
+
+
+def drop_marks(reply: str, marks: Iterable[str] = ()) -> str:
+    """Reply without tokens of turns and images, the known ones and `marks`.
+
+    Told as history in a later turn, one of an image would stand for an image that is not there.
+
+    >>> drop_marks("Two <image>roofs.<|im_end|>"), drop_marks("<b>2</b> [roofs] <left>")
+    ('Two roofs.', '<b>2</b> [roofs] <left>')
+    """
+    for mark in marks:
+        reply = reply.replace(mark, "")
+    return _MARK.sub("", reply).strip()
 
 
 def _images(context: PairContext) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +14,8 @@ from torch import Tensor
 from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.quantize import check_quantize
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -42,6 +45,14 @@ def pick_device(device: str) -> str:
     return device
 
 
+def plan_device(options: RuntimeOptions, hidden: int) -> tuple[str, str]:
+    """Device and name of the dtype of a run, see `pick_device` and `pick_dtype`. Raises: InputError,
+    ConfigError."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, hidden, device)
+    return device, next(name for name, value in DTYPES.items() if value == dtype)
+
+
 def resolve_device(options: RuntimeOptions) -> str:
     """Device on which a model will run. Raises: InputError if it is missing, or cannot quantize."""
     device = pick_device(options.device)
@@ -63,21 +74,57 @@ def pick_dtype(name: str, hidden: int, device: str) -> torch.dtype:
         dtypes = DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
         if str(name).removeprefix("torch.") not in dtypes:
             raise ConfigError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
-        return dtypes[str(name).removeprefix("torch.")]
+        dtype = dtypes[str(name).removeprefix("torch.")]
+        if not computes_in(dtype, device):
+            _warn_slow_dtype(next(name for name, named in DTYPES.items() if named == dtype))
+        return dtype
+    if device != "cpu" and hidden < LARGE_HIDDEN:
+        return torch.float32
+    return pick_compute_dtype(device)
+
+
+def pick_compute_dtype(device: str) -> torch.dtype:
+    """Fastest dtype that a device computes in: bf16, else fp16 on a GPU and float32 on a CPU."""
     if device == "cpu":
         return torch.bfloat16 if bf16_cpu() else torch.float32
-    if hidden < LARGE_HIDDEN:
-        return torch.float32
-    if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.startswith("cuda") and computes_in(torch.bfloat16, device):
+        return torch.bfloat16
     return torch.float16
 
 
-@cache
+def computes_in(dtype: torch.dtype, device: str) -> bool:
+    """True if a device has instructions for matrix products in a dtype; without them torch emulates it."""
+    if device == "cpu":
+        has_instructions = {torch.bfloat16: bf16_cpu, torch.float16: fp16_cpu}
+        return dtype not in has_instructions or has_instructions[dtype]()
+    if device.startswith("cuda") and dtype == torch.bfloat16:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return True
+
+
 def bf16_cpu() -> bool:
     """True if this CPU has instructions for matrix products in bf16."""
+    return _has_instructions("amx_bf16", "avx512_bf16")
+
+
+def fp16_cpu() -> bool:
+    """True if this CPU has instructions for matrix products in fp16."""
+    return _has_instructions("amx_fp16", "avx512_fp16", "fp16_arith")
+
+
+@cache
+def _has_instructions(*names: str) -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return any(capabilities.get(name) for name in names)
+
+
+@cache  # once in a process
+def _warn_slow_dtype(name: str) -> None:
+    log.warning(
+        "`dtype=%r`: this device has no instructions for %s and is many times slower in it; omit it unless"
+        " memory is short",
+        *(name, name),
+    )
 
 
 def tune_malloc() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+CHANGED_PIXEL = 0.5  # a pixel is changed where the probabilities of all changes sum to this
 
 
 class AnswerForm(Protocol):
@@ -153,9 +154,11 @@ class Masks:
 
     @property
     def labels(self) -> Pixels:
-        """Index of the most probable class, (N, rows, cols)."""
-        labels: Pixels = self.probabilities.argmax(axis=1).astype(np.uint8)
-        return labels
+        """Index of the class of each pixel, (N, rows, cols), by the rule that polygons are drawn by: the most
+        probable change where the probabilities of all changes sum to `CHANGED_PIXEL`, else "none"."""
+        changes = self.probabilities[:, 1:]
+        is_changed = changes.sum(axis=1) >= CHANGED_PIXEL
+        return np.where(is_changed, changes.argmax(axis=1) + 1, 0).astype(np.uint8)
 
 
 class _Identified(Protocol):

@@ -46,10 +46,12 @@ def question_of(spec: QuestionSpec, threshold: float | None = None, book: Phrase
     """Question for the model from one entry of the question set, in the words of its phrasebook if it is a
     standard question, else in its own.
 
+    A model that follows instructions has room for a sentence in answer to a question in own words.
+
     threshold: lowest P(yes) of a changed chip; None for that of the model.
     """
     task = TASKS[spec.task]
-    if task_of(spec.prompt) == spec.task != "open":
+    if _asks_task(spec):
         phrase = book.other_words(spec.task)
         prompt = spec.prompt if phrase is None else phrase.prompt
         return replace(standard_question(task, threshold, phrase), name=spec.name, prompt=prompt)
@@ -57,9 +59,14 @@ def question_of(spec: QuestionSpec, threshold: float | None = None, book: Phrase
         spec.name,
         spec.prompt,
         yes_no=task.yes_no,
-        max_new_tokens=task.max_new_tokens,
+        max_new_tokens=max(task.max_new_tokens, TASKS["open"].max_new_tokens if book.any_words else 0),
         typed="" if spec.is_standard else spec.prompt,
     )
+
+
+def _asks_task(spec: QuestionSpec) -> bool:
+    """True if an entry is the standard question of its task; False for these words as an open question."""
+    return task_of(spec.prompt) == spec.task != "open"
 
 
 def answer_for_unchanged(spec: QuestionSpec) -> Answer | None:
@@ -83,7 +90,7 @@ def with_history(question: Question, turns: Sequence[tuple[str, str]], book: Phr
 
 def in_words_of_task(spec: QuestionSpec, reply: Reply, book: Phrasebook) -> Reply:
     """The reply with the text of `Phrasebook.in_words_of_task`; an answer in free words as it is."""
-    if not spec.is_standard:
+    if not _asks_task(spec):
         return reply
     return replace(reply, text=book.in_words_of_task(spec.task, reply.text))
 

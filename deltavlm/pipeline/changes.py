@@ -29,6 +29,7 @@ from deltavlm.geo.polygonize import (
     simplify_polygons,
 )
 from deltavlm.geo.styles import CLASSES as CLASS_COLOURS
+from deltavlm.model.interface import CHANGED_PIXEL
 from deltavlm.pipeline.journal.blobs import Blob
 from deltavlm.pipeline.mask_codec import CLASSES, KINDS, class_of_kind, decode_planes, decode_valid
 from deltavlm.pipeline.results import ChipResult
@@ -60,7 +61,7 @@ SPECKLE = 3  # mask pixels; few of nano's polygons below that are right (benchma
 class ChangeOptions:
     """Options of making polygons and rasters of masks."""
 
-    threshold: float = 0.5  # a pixel is changed where the probabilities of all classes sum to this
+    threshold: float = CHANGED_PIXEL  # a pixel is changed where the probabilities of all classes sum to this
     min_area_m2: float | None = None  # smaller polygons are dropped; None: those below SPECKLE
     simplify_px: float | None = None  # tolerance, pixels of the raster; None: half a pixel of the mask
     chips: Literal["changed", "all"] = "changed"  # whose polygons are drawn, see `is_drawn`

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from deltavlm.pipeline.results import ChipResult
-from deltavlm.tasks.caption import Kind, denies_change, kinds_built, kinds_removed
+from deltavlm.tasks.caption import Kind, buildings_built, denies_change, kinds_built, kinds_removed
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells
 
@@ -92,6 +92,14 @@ def _cells(chip: ChipStatements, kind: Kind) -> int:
     return len(chip.cells.buildings if kind == "building" else chip.cells.roads)
 
 
+def _miscounted(chip: ChipStatements) -> bool:
+    """A count of 0 beside a caption with new buildings is another rule."""
+    stated = None if chip.caption is None else buildings_built(chip.caption)
+    if stated is None or chip.counts is None or chip.counts.buildings == 0:
+        return False
+    return not stated[0] <= chip.counts.buildings <= stated[1]
+
+
 UNCHANGED_BUT_MASK, CHANGED_WITHOUT_MASK = "unchanged_but_mask", "changed_without_mask"
 
 RULES = (
@@ -154,6 +162,11 @@ RULES = (
         "roads_in_caption_not_counted",
         "the caption says that roads are built, and their count is 0",
         lambda chip: _built_but_not_counted(chip, "road"),
+    ),
+    Rule(
+        "buildings_in_caption_miscounted",
+        "the caption states a number of new buildings, in words too, that the count is not",
+        _miscounted,
     ),
     Rule(
         UNCHANGED_BUT_MASK,

@@ -68,15 +68,19 @@ def encode_chip(reader: PairReader, model: ChangeModel, chip: Chip) -> EncodedCh
     return EncodedChip(pixels, model.encode(pixels.before[None], pixels.after[None], [context_of(reader)]))
 
 
-def questions_of(texts: Sequence[str], *, one_per_task: bool = True) -> tuple[QuestionSpec, ...]:
+def questions_of(
+    texts: Sequence[str], *, one_per_task: bool = True, any_words: bool = False
+) -> tuple[QuestionSpec, ...]:
     """Make questions of plain text, named `question`, `question_2` and so on.
 
-    A text that means a standard question becomes that task, in its standard words. With `one_per_task`, as
-    in a question set, a second one is open, with the same words.
+    A text that means a standard question becomes that task, in its standard words, or with `any_words` in
+    its own; see `question_spec`. With `one_per_task`, as in a question set, a second one is open, with the
+    same words.
     """
     specs: list[QuestionSpec] = []
     for number, text in enumerate(texts, start=1):
-        spec = question_spec("question" if number == 1 else f"question_{number}", text)
+        name = "question" if number == 1 else f"question_{number}"
+        spec = question_spec(name, text, any_words=any_words)
         if one_per_task and any(spec.task == earlier.task for earlier in specs):
             spec = QuestionSpec(spec.name, "open", spec.prompt)
         specs.append(spec)
@@ -194,15 +198,16 @@ class Conversation:
     def ask(self, question: str) -> dict[str, Any]:
         """Answer a question and return the record; one that fails or is interrupted leaves no trace.
 
-        An open question has the turns so far as its history. A standard question is complete in itself, and
+        An open question has the turns so far as its history, and so has every question to a model that
+        follows instructions, which is asked as it was typed. A standard question is complete in itself, and
         is asked alone, as `analyze` and `ask` do, so that its answer is theirs. Turns that the model was not
         taught to answer are no history, and a question that refers to one is not answered either.
         """
-        spec = question_spec("question", question)
         book = phrasebook_of(self.model)
+        spec = question_spec("question", question, any_words=book.any_words)
         prompted = question_of(spec, book=book)
         history = [turn for turn in self.turns if not says_unsupported(turn[1])]
-        if history and spec.task == "open":
+        if history and (book.any_words or spec.task == "open"):
             prompted = replace(
                 with_history(prompted, history, book), after_answer=not says_unsupported(self.turns[-1][1])
             )

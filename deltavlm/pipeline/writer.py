@@ -20,6 +20,7 @@ from deltavlm.geo.grid import Chip
 from deltavlm.geo.lonlat import to_lonlat
 from deltavlm.geo.sinks import FeatureSink
 from deltavlm.messages import redact_address
+from deltavlm.model.interface import CHANGED_PIXEL
 from deltavlm.pipeline.consistency import find_conflicts, statements_of
 from deltavlm.pipeline.pair_record import PairRecord, PairResult
 from deltavlm.pipeline.pairs import Pair
@@ -100,7 +101,7 @@ class ResultWriter:
     questions: Sequence[QuestionSpec]
     model: str  # name and fingerprint
     crs: OutputCRS
-    mask_threshold: float = 0.5  # for the consistency rules of masks
+    mask_threshold: float = CHANGED_PIXEL  # for the consistency rules of masks
     totals: TotalsCounter = field(default_factory=TotalsCounter)  # of what was written
 
     def write_chips(self, results: Iterable[ChipResult], pairs: Mapping[str, PairResult]) -> None:

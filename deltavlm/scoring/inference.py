@@ -236,13 +236,19 @@ def _load_images(pairs: Sequence[PairExamples], images: Path) -> tuple[list[_Loa
 def _predict_or_halve(
     model: ChangeModel, loaded: Sequence[_LoadedPair]
 ) -> tuple[list[Prediction], list[Problem]]:
-    """Predictions of a batch. A batch that fails is split in half until the failing pairs are alone."""
+    """Predictions of a batch. A batch that fails is split in half until the failing pairs are alone, whose
+    examples are then asked about one by one."""
+    encoded: Any = None
     try:
         before, after = (np.stack([getattr(pair, date) for pair in loaded]) for date in ("before", "after"))
-        return _predict_batch(model, model.encode(before, after), [pair.pair for pair in loaded]), []
+        encoded = model.encode(before, after)
+        return _predict_batch(model, encoded, [pair.pair for pair in loaded]), []
     except ModelError as error:
         if len(loaded) == 1:
-            return [], [Problem("answer", loaded[0].pair.before, str(error))]
+            pair = loaded[0].pair
+            if encoded is not None and len(pair.examples) > 1:
+                return _predict_alone(model, encoded, pair)
+            return [], [Problem("answer", pair.before, str(error))]
     predictions, failures = [], []
     middle = len(loaded) // 2
     for half in (loaded[:middle], loaded[middle:]):
@@ -250,6 +256,20 @@ def _predict_or_halve(
         predictions += half_predictions
         failures += half_failures
     return predictions, failures
+
+
+def _predict_alone(
+    model: ChangeModel, encoded: Any, pair: PairExamples
+) -> tuple[list[Prediction], list[Problem]]:
+    """Predictions of a pair, one example after the other; a problem that several have is told once."""
+    predictions: list[Prediction] = []
+    failures: dict[Problem, None] = {}
+    for example in pair.examples:
+        try:
+            predictions += _predict_batch(model, encoded, [replace(pair, examples=(example,))])
+        except ModelError as error:
+            failures[Problem("answer", pair.before, str(error))] = None
+    return predictions, [*failures]
 
 
 @dataclass(slots=True)

@@ -8,14 +8,16 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
+import regex
+
 from deltavlm.errors import AnswerParseError
 from deltavlm.tasks import classify
 from deltavlm.tasks.base import Form, Task
 from deltavlm.tasks.text import NO_CHANGE, clean, says_no_change, simplify
 
 __all__ = [
-    *("PROMPT", "TASK", "Kind", "denies_change", "form", "format_answer", "kinds_built", "kinds_removed"),
-    *("parse", "score"),
+    *("PROMPT", "TASK", "Kind", "buildings_built", "denies_change", "form", "format_answer", "kinds_built"),
+    *("kinds_removed", "parse", "quantify", "score"),
 ]
 
 PROMPT = "Please briefly describe the changes in these two images."
@@ -31,6 +33,18 @@ _NOUNS: dict[str, Kind] = {
         "building",
     ),
     **dict.fromkeys(("road", "street", "highway", "motorway", "avenue", "lane", "crossroad"), "road"),
+}
+_ADJECTIVES = 3  # at most, between a number and its noun
+_NUMBER_WORDS: dict[str, tuple[int, int]] = {  # the lowest and the highest number that a word may stand for
+    **dict.fromkeys(("a", "an", "another", "single"), (1, 1)),
+    **{
+        word: (number, number)
+        for number, word in enumerate(
+            ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=1
+        )
+    },
+    **dict.fromkeys(("couple", "few", "several", "some"), (2, 9)),
+    **dict.fromkeys(("lot", "lots", "many", "numerous"), (5, 10**6)),
 }
 _APPEARS = re.compile(
     r"built|constructed|erected|completed|added|located|shows?|appear(s|ed)?|emerge(s|d)?|replaces?"
@@ -86,13 +100,50 @@ def denies_change(sentence: str) -> bool:
     return is_denial and "but" not in words.split() and not kinds_built(words)
 
 
-def form(change: str, draft: str) -> Form:
+def form(change: str, draft: str, counted: int | None = None) -> Form:
     """Form of captions that agree with the answer to the yes/no question: the draft if it does; else one of
-    NO_CHANGE under "no", and under "yes" a sentence that does not begin like a denial of change."""
+    NO_CHANGE under "no", and under "yes" a sentence that does not begin like a denial of change.
+
+    counted: new buildings by the mask head. A draft that states another number goes on from its place with
+    the words for this one.
+    """
     is_changed = classify.parse(change)
     if is_changed != denies_change(draft):
-        return Form.of_texts(draft)
+        recounted = None if counted is None else _form_of_number(draft, max(1, counted))
+        return recounted or Form.of_texts(draft)
     return Form(r".*\w.*", rejects=_begins_denial) if is_changed else Form.of_texts(*NO_CHANGE)
+
+
+def _form_of_number(draft: str, number: int) -> Form | None:
+    """Form of sentences that begin like the draft, up to its number of new buildings, and state this number
+    there; None if the draft states no other number, or several."""
+    stated, words = buildings_built(draft), draft.split()
+    nouns = [index for kind, index in _things(draft)[0] if kind == "building"]
+    if (
+        stated is None
+        or stated[0] <= number <= stated[1]
+        or len(nouns) != 1
+        or simplify(draft) != " ".join(words)
+    ):
+        return None
+    (noun,) = nouns
+    start = next(index for index in range(noun - 1, -1, -1) if words[index] in _NUMBER_WORDS)
+    described = [word for word in words[start + 1 : noun] if word != "of"]
+    if words[start] in ("couple", "few", "lot") and words[start - 1 : start] == ["a"]:
+        start -= 1
+    phrase = quantify(number, " ".join([*described, words[noun].removesuffix("s")]))
+    return Form(regex.escape(" ".join([*words[:start], phrase])) + "( .*)?")
+
+
+def quantify(number: int, noun: str) -> str:
+    """Phrase for a number, as people write it: exact up to two, "several" up to five, then "many".
+
+    >>> [quantify(number, "house") for number in (1, 2, 3, 6)]
+    ['a house', 'two houses', 'several houses', 'many houses']
+    """
+    if number == 1:
+        return f"a {noun}"
+    return f"{'two' if number == 2 else 'several' if number <= 5 else 'many'} {noun}s"
 
 
 def _begins_denial(text: str) -> bool:
@@ -102,6 +153,32 @@ def _begins_denial(text: str) -> bool:
     never taught, as in "there is a house built".
     """
     return _BEGINS_DENIAL.fullmatch(simplify(text)) is not None or denies_change(text)
+
+
+def buildings_built(sentence: str) -> tuple[int, int] | None:
+    """Lowest and highest number of new buildings that the caption may mean; None if it states no number.
+
+    >>> buildings_built("a house and two roads are built"), buildings_built("a lot of new houses appear")
+    ((1, 1), (5, 1000000))
+    >>> buildings_built("a row of houses is built"), buildings_built("many houses are demolished")
+    (None, None)
+    """
+    words = simplify(sentence).split()
+    stated = [_number_of(words, index) for kind, index in _things(sentence)[0] if kind == "building"]
+    numbers = [number for number in stated if number]
+    if not numbers or len(numbers) < len(stated):
+        return None
+    return sum(low for low, _ in numbers), sum(high for _, high in numbers)
+
+
+def _number_of(words: Sequence[str], noun: int) -> tuple[int, int] | None:
+    """Lowest and highest number that the words before a noun state."""
+    for word in reversed(words[max(0, noun - 1 - _ADJECTIVES) : noun]):
+        number = (int(word), int(word)) if word.isdecimal() else _NUMBER_WORDS.get(word)
+        if number:
+            is_plural = words[noun].endswith("s")
+            return number if is_plural == (number != (1, 1)) else None
+    return None
 
 
 def kinds_built(sentence: str) -> frozenset[Kind]:
@@ -115,7 +192,7 @@ def kinds_built(sentence: str) -> frozenset[Kind]:
     >>> sorted(kinds_built("the trees are replaced by houses and a road is removed"))
     ['building']
     """
-    return _kinds(sentence)[0]
+    return frozenset(kind for kind, _ in _things(sentence)[0])
 
 
 def kinds_removed(sentence: str) -> frozenset[Kind]:
@@ -124,15 +201,15 @@ def kinds_removed(sentence: str) -> frozenset[Kind]:
     >>> sorted(kinds_removed("the trees are replaced by houses and a road is removed"))
     ['road']
     """
-    return _kinds(sentence)[1]
+    return frozenset(kind for kind, _ in _things(sentence)[1])
 
 
 @lru_cache(maxsize=4096)
-def _kinds(sentence: str) -> tuple[frozenset[Kind], frozenset[Kind]]:
-    """Kinds that are new, and kinds that are gone."""
-    built: set[Kind] = set()
-    removed: set[Kind] = set()
-    conjuncts: list[set[Kind]] = [set()]  # nouns since the last verb, split at "and"
+def _things(sentence: str) -> tuple[frozenset[tuple[Kind, int]], frozenset[tuple[Kind, int]]]:
+    """Buildings and roads that are new, and those that are gone: kind, and index of its noun in the words."""
+    built: set[tuple[Kind, int]] = set()
+    removed: set[tuple[Kind, int]] = set()
+    conjuncts: list[set[tuple[Kind, int]]] = [set()]  # nouns since the last verb, split at "and"
     is_subject, replaces = True, False
     words = simplify(sentence).split()
     for index, word in enumerate(words):
@@ -142,9 +219,9 @@ def _kinds(sentence: str) -> tuple[frozenset[Kind], frozenset[Kind]]:
             and "new" in words[max(0, index - 2) : index]
             and "no" not in words[max(0, index - 3) : index]
         ):
-            built.add(kind)
+            built.add((kind, index))
         elif kind and is_subject:
-            conjuncts[-1].add(kind)
+            conjuncts[-1].add((kind, index))
         if _APPEARS.fullmatch(word) or _ENDS.fullmatch(word):
             if replaces:  # what is named before the last "and" is the new; the rest is the verb's subject
                 built.update(*conjuncts[:-1])
@@ -181,4 +258,5 @@ TASK = replace(
     unchanged=NO_CHANGE[0],
     agrees_with=(classify.TASK, _DRAFT),
     form=form,
+    counted=True,
 )

@@ -112,19 +112,19 @@ def score(predicted: Counts, truth: Counts) -> dict[str, float]:
 
 
 def form(draft: str, described: str, counted: int | None = None) -> Form:
-    """Form of counts that agree with the caption: those of the draft, and at least 1 of what the caption says
-    is built.
+    """Form of counts that agree with the caption: those of the draft, at least 1 of what the caption says is
+    built, and as many new buildings as it says.
 
-    counted: new buildings by the mask head, which the answer gives if it gives any.
+    counted: new buildings by the mask head, which the answer gives if it gives any; the caption agrees with
+        that number, not the number with the caption.
     """
     counts, built = parse(draft), caption.kinds_built(described)
-    roads, buildings = (
-        _some(noun, counts_of_head) if noun in built and not number else _phrase(number, noun)
-        for noun, number, counts_of_head in (
-            ("road", counts.roads, None),
-            ("building", counts.buildings, counted),
-        )
-    )
+    stated = None if counted is not None else caption.buildings_built(described)
+    low, high = stated or (1, MAX_COUNT)
+    roads = _some("road") if "road" in built and not counts.roads else _phrase(counts.roads, "road")
+    buildings = _phrase(counts.buildings, "building")
+    if "building" in built and not low <= counts.buildings <= high:
+        buildings = _some("building", counted) if stated is None else _between(low, high, "building")
     if counts == Counts(0, 0) and not built:
         return Form.of_texts(draft)
     return Form(f"({roads}) and ({buildings})")
@@ -148,7 +148,14 @@ def _some(noun: str, number: int | None = None) -> str:
     """Regular expression of `_phrase` with a number from 1: this one, if it is given."""
     if number is not None:
         return _phrase(min(max(1, number), MAX_COUNT), noun)
-    return rf"1 new {noun}|([2-9]|[1-9]\d{{1,3}}) new {noun}s"
+    return _between(1, MAX_COUNT, noun)
+
+
+def _between(low: int, high: int, noun: str) -> str:
+    """Regular expression of `_phrase` with a number from `low` to `high`; from 10 on with any number."""
+    numbers = [str(number) for number in range(max(2, low), min(high, 9) + 1)]
+    several = "|".join(numbers + [r"[1-9]\d{1,3}"] * (high > 9))
+    return "|".join([f"1 new {noun}"] * (low <= 1) + [f"({several}) new {noun}s"] * (high > 1))
 
 
 def _phrase(number: int, noun: str) -> str:

@@ -57,6 +57,8 @@ class Phrasebook:
     """True if the model was taught the forms in which answers agree with each other (`Task.form`)."""
     reads_text: bool = True
     """False if the model knows the prompts of its phrases alone, as words of control."""
+    any_words: bool = False
+    """True if the model follows instructions in any words: what a person types is asked as it is."""
 
     def phrase(self, task: TaskName) -> Phrase:
         """Phrase of a task. Raises: KeyError for a task without a standard question."""
@@ -323,6 +325,7 @@ GENERIC = Phrasebook(
     },
     joins_history=False,
     agrees=False,
+    any_words=True,
 )
 """Questions for models that follow any instruction. Counts and cells are one question, answered in JSON."""
 

@@ -27,6 +27,7 @@ _TASK_OF_PROMPT: Mapping[str, SingleTurnTask] = {
     simplify(TASKS[name].prompt): name for name in get_args(SingleTurnTask) if TASKS[name].prompt
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_SENTENCES = ("caption", "change")  # tasks whose value is in an answer of any form
 
 _OBJECTS = r"(house|building|road|street)s?( and (new )?(house|building|road|street)s?)?"
 _IMAGES = r"(the|these|this|both) (two )?(image|picture|scene|area|place|pair)s?"
@@ -104,10 +105,23 @@ def task_meant(question: str) -> SingleTurnTask:
     return _TASK_OF_PROMPT.get(words, "open")
 
 
-def question_spec(name: str, text: str) -> QuestionSpec:
+def question_spec(name: str, text: str, *, any_words: bool = False) -> QuestionSpec:
     """Question in the standard words of the task that it means, so that everybody asks it alike; in its own
-    words if it is open."""
+    words if it is open.
+
+    any_words: keep the words, for a model that follows instructions. It is then the task `change` or
+        `caption` if it means one of these, whose answers are read from a sentence; else it is open.
+
+    >>> question_spec("question", "What changed?").prompt == TASKS["caption"].prompt
+    True
+    >>> question_spec("question", "What changed?", any_words=True)
+    QuestionSpec(name='question', task='caption', prompt='What changed?')
+    >>> question_spec("question", "How many houses were built?", any_words=True).task
+    'open'
+    """
     task = task_meant(text)
+    if any_words:
+        return QuestionSpec(name, task if task in _SENTENCES and task_of(text) == "open" else "open", text)
     return QuestionSpec(name, task, text if task == "open" else "")
 
 

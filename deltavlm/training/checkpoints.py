@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,14 +102,28 @@ def open_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
             remove_scratch_files(state)
 
 
+def logged_precisions(out: Path) -> list[str]:
+    """Precisions in which the logged steps of a run were computed, in the order of their first use."""
+    try:
+        lines = (out / LOG).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    precisions: dict[str, None] = {}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):  # incomplete, or of a version that did not log it
+            precisions[str(json.loads(line)["precision"])] = None
+    return list(precisions)
+
+
 class TrainLog:
     """Log of a phase: JSON lines, and TensorBoard files where that package is installed.
 
-    Lines of steps after `step`, which are run again, are removed.
+    Lines of steps after `step`, which are run again, are removed. Lines of training name the `precision` of
+    the computation, which may change where a run is resumed on another machine.
     """
 
-    def __init__(self, out: Path, phase: str, step: int) -> None:
-        self.path, self.phase = out / LOG, phase
+    def __init__(self, out: Path, phase: str, step: int, precision: str) -> None:
+        self.path, self.phase, self.precision = out / LOG, phase, precision
         self._open_files = ExitStack()
         self._board: Any = None
         with wrap_write_errors(self.path):
@@ -133,7 +147,8 @@ class TrainLog:
     def write(self, step: int, kind: Literal["train", "validation"], metrics: Mapping[str, float]) -> None:
         """Append the metrics of a step. Raises: WriteError."""
         with wrap_write_errors(self.path):
-            self._lines.append([{"phase": self.phase, "step": step, "kind": kind, **metrics}])
+            record = {"phase": self.phase, "step": step, "kind": kind, **metrics}
+            self._lines.append([record | ({"precision": self.precision} if kind == "train" else {})])
         if self._board is not None:
             for key, value in metrics.items():
                 self._board.add_scalar(f"{kind}/{key}", value, step)

@@ -18,6 +18,7 @@ Objective = Literal[
     "vision", "language", "joint", "align", "instruct", "adapter", "mci_joint", "mci_caption", "mci_mask"
 ]
 Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 Module = Literal["vision", "difference", "dense", "qformer", "projection"]
 ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct", "mci_joint", "mci_caption")
 """Parts that train on answers, so that the model can be asked."""
@@ -207,8 +208,8 @@ class TrainConfig:
     log_every: int = 50  # steps
     validation: Validation | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision = "bf16"  # of autocast; trainable weights are fp32
-    language_dtype: Precision = "fp32"  # of a language model that no phase trains, and of a model hf:...
+    precision: PrecisionChoice = "auto"  # of autocast; trainable weights are fp32
+    language_dtype: PrecisionChoice = "fp32"  # of frozen language models and models hf:...; auto: `precision`
     recompute: bool = False  # activation checkpointing: less memory, more time
     sharding: Literal["ddp", "fsdp"] = "ddp"  # of several processes: a full replica, or a shard in each
     workers: int = 1  # threads that prefetch batches
@@ -346,6 +347,8 @@ def _set_key(values: dict[str, Any], keys: Sequence[str], value: Any, source: st
 
 #: keys that may differ on --resume: training steps do not depend on them
 MAY_CHANGE = frozenset({"checkpoint_every", "log_every", "validation", "workers", "device"})
+#: keys that differ only where neither value is auto, which may pick another value on another machine
+PICKED = frozenset({"precision", "language_dtype"})
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -353,12 +356,14 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
 
     >>> config_differences({"seed": 0, "clip": 1.0, "workers": 1}, {"seed": 1, "clip": 1.0, "workers": 2})
     ['seed (0, now 1)']
+    >>> config_differences({"precision": "bf16"}, {"precision": "auto"})
+    []
     """
     differences = []
     for key in dict.fromkeys([*old, *new]):
-        if prefix == "" and key in MAY_CHANGE:
-            continue
         before, after = old.get(key), new.get(key)
+        if prefix == "" and (key in MAY_CHANGE or (key in PICKED and "auto" in (before, after))):
+            continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             differences += config_differences(before, after, f"{prefix}{key}.")
         elif before != after:

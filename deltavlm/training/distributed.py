@@ -7,20 +7,23 @@ variables. The library accelerate is not used: on a CPU it accepts an FSDP plugi
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from deltavlm.errors import ConfigError, ModelError
-from deltavlm.model.device import pick_device
-from deltavlm.training.config import Precision, TrainConfig
+from deltavlm.model.device import computes_in, pick_compute_dtype, pick_device
+from deltavlm.training.config import Precision, PrecisionChoice, TrainConfig
+
+log = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the other ranks wait while rank 0 renders scenes or scores answers
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -110,6 +113,12 @@ class Machine:
     precision: Precision
     sharding: str
 
+    def resolved(self, config: TrainConfig) -> TrainConfig:
+        """Configuration in which "auto" is replaced by the precision of this machine."""
+        language: PrecisionChoice = config.language_dtype
+        language = self.precision if language == "auto" else language
+        return replace(config, precision=self.precision, language_dtype=language)
+
     def autocast(self) -> torch.autocast:
         """Mixed-precision context in the precision of the run; does nothing in fp32."""
         is_low = self.precision != "fp32"
@@ -145,21 +154,45 @@ class Machine:
 def pick_machine(config: TrainConfig) -> Machine:
     """Device and precision of this process, checked.
 
+    The precision "auto" is the one that the device computes in (`pick_compute_dtype`), the same in all
+    processes; fp16 has loss scaling.
+
     Raises:
-        ModelError: the device is missing, or does not compute in the precision of the run.
+        ModelError: the device is missing, or cannot compute in the precision of the run.
         ConfigError: FSDP with a single process.
     """
     name = pick_device("cpu" if config.device == "auto" and not torch.cuda.is_available() else config.device)
     if name == "cuda" and world.size > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(torch.device(name))
-    if name.startswith("cuda") and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise ModelError("this GPU does not support bf16; use `set=precision=fp16`")
     if config.sharding == "fsdp" and world.size == 1:
         raise ConfigError(
             "sharding: fsdp needs several processes; start with torchrun, or use `set=sharding=ddp`"
         )
-    return Machine(torch.device(name), config.precision, config.sharding)
+    return Machine(torch.device(name), _pick_precision(config, name), config.sharding)
+
+
+def _pick_precision(config: TrainConfig, device: str) -> Precision:
+    """Precision of the run on a device, the same in all processes: fp32 where they would pick different ones.
+
+    Warns of a dtype that was asked for and that the device emulates.
+    """
+    for key in ("precision", "language_dtype"):
+        name = getattr(config, key)
+        if name != "auto" and not computes_in(DTYPES[name], device):
+            log.warning(
+                "%s: this device has no instructions for %s and is many times slower in it;"
+                " use `set=%s=auto`",
+                *(key, name, key),
+            )
+    if config.precision != "auto":
+        if device.startswith("cuda") and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise ModelError("this GPU does not support bf16; use `set=precision=auto`")
+        return config.precision
+    dtype = pick_compute_dtype(device)
+    names: set[Precision] = {name for name in get_args(Precision) if DTYPES[name] == dtype}
+    picked = {*world.all_gather_objects(names.pop())}
+    return picked.pop() if len(picked) == 1 else "fp32"
 
 
 def _shard(learner: nn.Module, device: torch.device) -> nn.Module:

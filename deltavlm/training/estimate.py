@@ -35,7 +35,7 @@ from deltavlm.training.build import (
 from deltavlm.training.calibrate import scene_margins
 from deltavlm.training.collate import TrainLoader, collate
 from deltavlm.training.config import STAGES, TrainConfig
-from deltavlm.training.distributed import pick_machine, world
+from deltavlm.training.distributed import Machine, pick_machine, world
 from deltavlm.training.export import write_model_folder
 from deltavlm.training.learner import Learner
 from deltavlm.training.loop import Trainer, TrainHooks, micro_batches, validates_start
@@ -67,9 +67,11 @@ def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda tex
         raise ConfigError(
             "`dry_run` supports neither an adapter nor a model of kind mci; leave it out, and try a few steps"
         )
-    inputs, missing = None, None
+    machine, inputs, missing = None, None, None
     model_config = load_model_config(config)
     try:
+        machine = pick_machine(config)
+        config = machine.resolved(config)
         inputs = load_inputs(config)
         model_config = inputs.model
         config = limit_epochs(config, inputs)
@@ -81,13 +83,13 @@ def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda tex
     phases = {name: _phase_estimate(config, name, learners[name], inputs) for name in config.phases}
     size = sum(parameter.numel() for parameter in model.parameters())
     unmeasured, other_seconds = None, dict[str, float]()
-    if inputs is None:
-        unmeasured = "inputs are missing"
+    if machine is None or inputs is None:
+        unmeasured = "inputs are missing" if machine else "the run cannot start here"
     elif size > MAX_CPU_PARAMETERS and not torch.cuda.is_available():
         unmeasured = f"a model of {size / 1e9:.1f} billion parameters is not measured without a GPU"
     else:
         try:
-            other_seconds = _measure(config, inputs, phases, notify)
+            other_seconds = _measure(config, machine, inputs, phases, notify)
         except (RuntimeError, MemoryError) as error:
             unmeasured = f"a step failed: {str(error).splitlines()[0]}"
     return Estimate(_shapes(model_config, config), phases, missing, unmeasured, other_seconds)
@@ -100,6 +102,7 @@ def _shapes(model: DeltaVLMConfig, config: TrainConfig) -> dict[str, Any]:
     return {
         "name": model.name,
         "start": config.start or "random weights",
+        "precision": config.precision,
         "images": [2, 3, vision.image_px, vision.image_px],
         "image_tokens": [tokens, vision.width],
         "queries": [model.qformer.queries, model.qformer.hidden],
@@ -142,6 +145,7 @@ def _phase_estimate(
 
 def _measure(
     config: TrainConfig,
+    machine: Machine,
     inputs: RunInputs,
     phases: dict[str, dict[str, Any]],
     notify: Callable[[str], None],
@@ -149,7 +153,6 @@ def _measure(
     """Fill in time and activation memory of each phase, from a few steps, a small validation and a checkpoint
     with few scenes in a temporary folder; returns the time of everything else by its kind."""
     other_seconds = {"start": time.process_time()}  # of this process: mostly the import of packages
-    machine = pick_machine(config)
     with tempfile.TemporaryDirectory(prefix="deltavlm-plan-") as folder:
         out = Path(folder)
         scenes = config.scenes

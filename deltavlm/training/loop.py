@@ -168,7 +168,9 @@ class Trainer:
 
         `until`: time (seconds since the epoch) to stop at. Both kinds of stop save a checkpoint.
         """
-        train_log = TrainLog(self.hooks.out, self.name, self.step) if world.rank == 0 else None
+        train_log = None
+        if world.rank == 0:
+            train_log = TrainLog(self.hooks.out, self.name, self.step, self.machine.precision)
         try:
             if self.validation_due and (end := self.validate(train_log, stop)):
                 return end
@@ -355,6 +357,7 @@ class Trainer:
         state: dict[str, Any] = {
             "mean": self.ema.state_dict(),
             "step": self.step,
+            "precision": self.machine.precision,
             "best": [self.best.value, self.best.step, self.best.validations_since],
         }
         if not best or not self.ema:
@@ -370,9 +373,16 @@ class Trainer:
         world.barrier()
 
     def load_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Restore everything but the weights."""
+        """Restore everything but the weights; the precision may be another one, as on another machine."""
         self.step, self.validation_due = int(state["step"]), bool(state["owed"])
         self.best = BestMetric(*state["best"])
         self.ema.load_state_dict(state["mean"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty of a run in bf16 or fp32
+            self.scaler.load_state_dict(state["scaler"])
+        before, now = state.get("precision"), self.machine.precision
+        if before not in (None, now):
+            log.warning(
+                "%s: computed in %s to step %d, on this device in %s from there; losses differ by rounding",
+                *(self.name, before, self.step, now),
+            )
         load_optimizer_state(self.optimizer, state["optim"])

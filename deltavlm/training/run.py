@@ -28,7 +28,7 @@ from deltavlm.training.build import (
     prepare_scope,
     prepare_tokenizers,
 )
-from deltavlm.training.checkpoints import open_folder
+from deltavlm.training.checkpoints import logged_precisions, open_folder
 from deltavlm.training.collate import TrainLoader, collate
 from deltavlm.training.config import STAGES, TrainConfig
 from deltavlm.training.distributed import Machine, pick_machine, world
@@ -116,6 +116,7 @@ def _prepare(
     config: TrainConfig, out: Path, machine: Machine, options: RunOptions, on_progress: OnProgress
 ) -> _Run:
     """Run of a DeltaVLM model: inputs are checked, scenes rendered, tokenizers made."""
+    requested, config = config, machine.resolved(config)
     inputs = load_inputs(config)
     if inputs.start is not None:
         files = [path for path in inputs.start.iterdir() if path.is_file()]
@@ -124,7 +125,7 @@ def _prepare(
         ]
         check_distinct_files(written, [("the model to start from", path) for path in files])
     if world.rank == 0:
-        open_folder(out, config, resume=options.resume)
+        open_folder(out, requested, resume=options.resume)
     config = limit_epochs(config, inputs)
     if world.rank == 0 and config.scenes:
         caches = scene_caches(config.scenes, out)
@@ -142,9 +143,10 @@ def _prepare_adapter(
     """Run of an adapter: the model is loaded, and its sets are checked."""
     from deltavlm.training.lora import load_adapter_inputs
 
+    requested, config = config, machine.resolved(config)
     inputs = load_adapter_inputs(config)
     if world.rank == 0:
-        open_folder(out, config, resume=options.resume)
+        open_folder(out, requested, resume=options.resume)
     world.barrier()
     return _AdapterRun(config, machine, out, inputs)
 
@@ -155,9 +157,10 @@ def _prepare_stages(
     """Run of the stages of a model of kind mci: the model is loaded, and its sets are checked."""
     from deltavlm.training.mci import load_stage_inputs
 
+    requested, config = config, machine.resolved(config)
     inputs = load_stage_inputs(config)
     if world.rank == 0:
-        open_folder(out, config, resume=options.resume)
+        open_folder(out, requested, resume=options.resume)
     world.barrier()
     return _StagedRun(config, machine, out, inputs)
 
@@ -184,6 +187,7 @@ class _Run(ABC):
             "commit": describe_commit(),
             "command": f"deltavlm train {options.recipe}".strip(),
             "steps": steps,
+            "precision": " and ".join(logged_precisions(self.out)) or self.machine.precision,
             **options.provenance,
         }
 

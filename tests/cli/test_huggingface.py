@@ -22,7 +22,7 @@ from deltavlm.tasks.classify import PROMPT
 from tests.cli.conftest import ROOT
 from tests.conftest import Scene
 from tests.pairs import layer
-from tests.tiny_hf import build
+from tests.tiny_hf import BUILDERS, build
 
 SMALL = ("--chip-size", "32", "--dtype", "fp32", "--device", "cpu")
 ONLY_CHANGE = "- {name: change, task: change}\n"
@@ -56,6 +56,19 @@ def test_analyze_and_report(scene: Scene, tiny: str) -> None:
     report = run("report", "out.gpkg", "-o", "out.html")
     assert report.exit_code == 0, report.stderr
     assert "tiny" in Path("out.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [*BUILDERS])
+def test_every_architecture_writes_a_map(architecture: str, scene: Scene, tmp_path: Path) -> None:
+    if architecture == "smolvlm":
+        pytest.importorskip("num2words")
+    model = ("--model", f"hf:{build(architecture, tmp_path / 'model')}")
+    result = run("analyze", *scene.args, *model, "-o", "out.gpkg", *SMALL, "--limit", 2)
+    assert result.exit_code == 0, result.stderr
+    rows = layer("out.gpkg", "chips")
+    assert [row["status"] for row in rows] == ["answered"] * 2
+    assert len({row["changed_score"] for row in rows}) == 2
 
 
 def test_a_dry_run_names_the_model(scene: Scene, tiny: str) -> None:

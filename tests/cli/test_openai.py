@@ -36,6 +36,15 @@ pytestmark = pytest.mark.network
 
 SMALL = ("--chip-size", 32)
 SILENT = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]}
+WITHOUT_YES = {
+    "choices": [
+        {
+            "message": {"content": "A house."},
+            "finish_reason": "stop",
+            "logprobs": {"content": [{"token": "A", "logprob": -0.1}, {"token": " house.", "logprob": -0.1}]},
+        }
+    ]
+}
 
 
 @pytest.fixture
@@ -257,18 +266,61 @@ def test_a_name_that_is_wrong_is_told_how_to_write_it(scene: Scene, name: str) -
 
 
 def test_ask_and_chat_pass_the_words_of_a_person_through(scene: Scene, server: ChatServer) -> None:
-    server.script = lambda asked: Answer("A white square.") if asked.prompt == "Why is it white?" else None
-    result = run("ask", *scene.args, "Why is it white?", "--model", server.name)
+    """Also a question that means a standard one, which other models are asked in its standard words."""
+    replies = {
+        "Why?": "Sun.",
+        "Has anything changed?": "Yes, a house.",
+        "How many houses were built?": "One.",
+    }
+    server.script = lambda asked: Answer(replies[asked.prompt])
+    typed = [*replies]
+    result = run("ask", *scene.args, *typed, "--model", server.name, "--json")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "A white square.\n"
-    turns = "Has anything changed?\nWhy is it white?\n"
-    result = run("chat", *scene.args, "--model", server.name, "--json", input=turns)
+    assert "asked as" not in result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(record["asked"], record["answer"]) for record in records] == [*replies.items()]
+    values = [(record["task"], record["value"]) for record in records[1:]]
+    assert values == [("change", True), ("open", "One.")]
+    assert records[1]["score"] > 0.9  # P(yes)
+    assert [asked.body["max_tokens"] for asked in server.questions] == [64] * 3  # room for a sentence
+    result = run("chat", *scene.args, "--model", server.name, "--json", input="\n".join(typed))
     assert result.exit_code == 0, result.stderr
-    first, second = (json.loads(line) for line in result.stdout.splitlines())
-    assert (first["answer"], first["value"]) == ("yes", True)
-    assert first["asked"] == server.questions[-2].prompt == GENERIC.phrase("change").prompt
-    assert second["answer"] == "A white square."
-    assert [turn["role"] for turn in server.questions[-1].body["messages"]] == ["user", "assistant", "user"]
+    assert [json.loads(line)["answer"] for line in result.stdout.splitlines()] == [*replies.values()]
+    messages = server.questions[-1].body["messages"]  # each question has the turns before it as its history
+    assert [turn["content"][-1]["text"] for turn in messages] == [
+        *("Why?", "Sun.", "Has anything changed?", "Yes, a house.", "How many houses were built?")
+    ]
+
+
+def test_questions_about_every_chip_are_asked_as_they_were_typed(scene: Scene, server: ChatServer) -> None:
+    """Twice the same question was a traceback."""
+    server.script = lambda asked: Answer("Yes, a house." if asked.changed else "No, nothing.")
+    typed = ["Has anything changed?", PROMPT, "Has anything changed?"]
+    result = run(
+        *("ask", *scene.args, *typed, "--all-chips", "--model", server.name, *SMALL, "-o", "out.gpkg"),
+        *("--limit", 5),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert {asked.prompt for asked in server.questions} == {*typed}
+    for row in layer("out.gpkg", "chips"):
+        assert row["answer_question"] == row["answer_question_2"] == row["answer_question_3"]
+        assert row["changed"] == row["answer_question"].startswith("Yes") == (row["changed_score"] > 0.5)
+    deltavlm.analyze(*scene.args, output="api.gpkg", model=server.name, questions=["What changed?"])
+    assert server.questions[-1].prompt == "What changed?"
+
+
+def test_the_words_of_an_own_question_are_no_reason_to_say_that_there_are_no_scores(
+    scene: Scene, server: ChatServer
+) -> None:
+    ask = ("ask", *scene.args, "Has anything changed?", "--model", server.name, "--json")
+    server.script = lambda asked: Answer(body=WITHOUT_YES)
+    result = run(*ask)
+    assert json.loads(result.stdout)["score"] is None
+    assert "gives no probabilities" not in result.stderr
+    server.script = lambda asked: Answer(body=SILENT)
+    result = run(*ask)
+    assert json.loads(result.stdout)["score"] is None
+    assert "gives no probabilities of yes and no" in result.stderr
 
 
 def test_eval_scores_the_answers(server: ChatServer) -> None:

@@ -192,8 +192,13 @@ def test_the_cells_asked_alone_follow_from_all_other_answers(codec: Codec) -> No
     assert "[]" not in cells.text
 
 
-@pytest.mark.parametrize(("density", "expected"), [(7.4, "7 new buildings"), (0.2, "1 new building")])
-def test_the_mask_head_counts_new_buildings(codec: Codec, density: float, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("density", "expected", "in_words"),
+    [(7.4, "7 new buildings", "many houses"), (0.2, "1 new building", "a house")],
+)
+def test_the_mask_head_counts_new_buildings(
+    codec: Codec, density: float, expected: str, in_words: str
+) -> None:
     """With `counts: dense` the language model says whether there are any, and how many new roads."""
     config = replace(
         CONSISTENT,
@@ -210,7 +215,9 @@ def test_the_mask_head_counts_new_buildings(codec: Codec, density: float, expect
     ]:
         model: Any = Wishful(codec, True, {"caption": caption, "count": count})
         predictor = replace(predictor_of(codec), model=model, config=config)
-        assert predictor.answer(features, questions()[2:3])[0][0].text == f"1 new road and {buildings}"
+        described, counted = predictor.answer(features, [questions()[0], questions()[2]])[0]
+        assert counted.text == f"1 new road and {buildings}"
+        assert described.text.startswith(f"{in_words} ")
     model = Wishful(codec, True, {"caption": "a road is built", "count": "1 new road and no new buildings"})
     predictor = replace(predictor_of(codec), model=model, config=config)
     assert predictor.answer(features, questions()[2:3])[0][0].text == "1 new road and no new buildings"

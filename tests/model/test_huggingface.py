@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import util
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deltavlm.model.chat_turns import REASONING_TOKENS, chat_turns, drop_reasoning
-from deltavlm.model.huggingface.loading import linear_layers
+from deltavlm.model.huggingface.adapters import with_adapter
+from deltavlm.model.huggingface.loading import linear_layers, quiet
 from deltavlm.model.huggingface.prefix import TESTED_TYPES
 from deltavlm.model.huggingface.scores import YesNo, answer_start
+from deltavlm.model.huggingface.source import parse
 from deltavlm.model.interface import PairContext, Question, Reply
-from deltavlm.model.kinds import load_model, read_spec
-from tests.tiny_hf import BUILDERS, build
+from deltavlm.model.kinds import follows_instructions, load_model, read_spec
+from deltavlm.tasks.phrasing import PHRASEBOOKS
+from tests.tiny_hf import BUILDERS, build, build_adapter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("qwen2_5_vl", "gemma3", "lfm2_vl")  # positions in 3D; sliding windows; convolutions
 ARCHITECTURES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
+needs_peft = pytest.mark.skipif(util.find_spec("peft") is None, reason="needs peft: pip install '.[peft]'")
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 CHANGED = Question("change", "has anything changed? yes or no", yes_no=True, max_new_tokens=4)
@@ -208,6 +213,29 @@ def test_both_images_are_seen_in_their_order(architecture: str, tiny_of: Callabl
     )
 
 
+@needs_peft
+@every_architecture
+def test_a_merged_adapter_answers_as_one_that_is_not(
+    architecture: str, tiny_of: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    tiny = tiny_of(architecture)
+    folder = build_adapter(tiny.folder, tmp_path / "adapter")
+    base, adapter = parse(f"hf:{tiny.folder}+{folder}")
+    assert adapter is not None
+    replies = []
+    for merge in (True, False):
+        plain = transformers.AutoModelForImageTextToText.from_pretrained(tiny.folder, dtype=torch.float32)
+        with quiet():
+            network = with_adapter(plain, adapter, folder, base, merge=merge).eval()
+        assert merge != any("lora_A" in name for name, _ in network.named_modules())
+        network.generation_config = tiny.model.model.generation_config
+        replies.append(ask(replace(tiny.model, model=network)))
+    merged, unmerged = replies
+    assert_equal(merged, unmerged)
+    changed, without = ([row[0].score for row in each] for each in (merged, ask(tiny.model)))
+    assert np.abs(np.subtract(changed, without)).min() > 1e-4
+
+
 @every_architecture
 def test_the_layers_to_quantize_are_those_of_the_language_model(
     architecture: str, tiny_of: Callable[[str], Tiny]
@@ -238,6 +266,8 @@ def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:
     assert model.masks([]) is None
     assert spec.weights_bytes == (tiny.folder / "model.safetensors").stat().st_size
     assert model.phrasebook == "generic"
+    assert follows_instructions(name)
+    assert PHRASEBOOKS[model.phrasebook].any_words
     assert model.reads_context
     assert model.label == f"qwen2_5_vl {model.fingerprint}"
     assert model.details | {"transformers": ""} == {
@@ -300,11 +330,12 @@ def test_reasoning_before_the_answer_is_dropped() -> None:
 
 
 def replies_of_script(
-    model: Any, script: str, monkeypatch: pytest.MonkeyPatch
+    model: Any, *scripts: str, monkeypatch: pytest.MonkeyPatch, caption: Question = CAPTION
 ) -> tuple[list[Reply], list[int]]:
-    """Replies to CHANGED and CAPTION of a model that writes `script`, and the limits that it was given."""
+    """Replies to CHANGED and `caption` of a model that writes `scripts`, and the limits that it was given."""
     tokenizer = model.processor.tokenizer
-    written = [*tokenizer.encode(script, add_special_tokens=False), tokenizer.eos_token_id]
+    parts = (tokenizer.encode(script, add_special_tokens=False) for script in scripts)
+    written = [*chain(*parts), tokenizer.eos_token_id]
     limits: list[int] = []
 
     def generate(**inputs: Any) -> torch.Tensor:
@@ -317,7 +348,7 @@ def replies_of_script(
         return torch.cat([rows, torch.tensor(written[: limits[-1]]).expand(len(rows), -1)], dim=1)
 
     monkeypatch.setattr(model.model, "generate", generate)
-    (replies,) = model.answer(model.encode(BEFORE[:1], AFTER[:1]), [CHANGED, CAPTION])
+    (replies,) = model.answer(model.encode(BEFORE[:1], AFTER[:1]), [CHANGED, caption])
     return replies, limits
 
 
@@ -328,12 +359,12 @@ def test_a_model_that_reasons_has_room_for_it(
     """Whether it begins by itself, or the chat template does."""
     model = replace(tiny_of("qwen2_5_vl").model, uses_prefix=False, always_reasons=begun)
     thought = f"{'' if begun else '<think>'}two roofs, no and yes and no</think>"
-    (changed, caption), limits = replies_of_script(model, f"{thought}\n Yes", monkeypatch)
+    (changed, caption), limits = replies_of_script(model, f"{thought}\n Yes", monkeypatch=monkeypatch)
     assert (changed.text, caption.text) == ("Yes", "Yes")
     assert changed.score > 0.99
     roomy = [each + REASONING_TOKENS for each in (CHANGED.max_new_tokens, CAPTION.max_new_tokens)]
     assert limits == (roomy if begun else [CHANGED.max_new_tokens, CAPTION.max_new_tokens, *roomy])
-    (changed, caption), _ = replies_of_script(model, f"{thought}yes {'and ' * 99}", monkeypatch)
+    (changed, caption), _ = replies_of_script(model, f"{thought}yes {'and ' * 99}", monkeypatch=monkeypatch)
     assert 3 < len(changed.text) < len(caption.text) < 40  # cut at its own length
 
 
@@ -342,10 +373,26 @@ def test_reasoning_without_an_end_is_no_answer(
 ) -> None:
     model = replace(tiny_of("qwen2_5_vl").model, uses_prefix=False, warned=set())
     for _ in range(2):
-        replies, _ = replies_of_script(model, "<think>" + "yes no " * 5000, monkeypatch)
+        replies, _ = replies_of_script(model, "<think>" + "yes no " * 5000, monkeypatch=monkeypatch)
         assert [reply.text for reply in replies] == ["", ""]
         assert all(math.isnan(reply.score) for reply in replies)
     assert caplog.text.count("reasons for more than 4096 tokens") == 1
+
+
+def test_a_reply_that_spells_the_token_of_an_image_is_cleaned(
+    tiny_of: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next turn, which tells it as history, would have three images."""
+    model = tiny_of("qwen2_5_vl").model
+    with monkeypatch.context() as patch:
+        (_, caption), _ = replies_of_script(
+            *(replace(model, uses_prefix=False), "a <|image", "_pad|>", "<ima", "ge>b"),
+            monkeypatch=patch,
+            caption=replace(CAPTION, max_new_tokens=99),
+        )
+    assert caption.text == "a b"
+    following = replace(FOLLOWING, history=((CAPTION.prompt, caption.text),))
+    assert model.answer(model.encode(BEFORE[:1], AFTER[:1]), [following])
 
 
 def test_words_for_yes_and_no_in_a_vocabulary() -> None:

@@ -24,8 +24,9 @@ from deltavlm.model.huggingface.adapters import with_adapter
 from deltavlm.model.huggingface.source import fingerprint, parse, plan
 from deltavlm.model.interface import PairContext, Question
 from deltavlm.model.kinds import load_model, read_spec
+from deltavlm.model.quantize import tensor_bytes
 from tests.hub_server import FakeHub, FakeRepo, refused, serve_hub
-from tests.tiny_hf import build, build_adapter
+from tests.tiny_hf import SIZES, build, build_adapter
 
 COMMIT = "c" * 40
 QUESTION = Question("change", "has anything changed?", yes_no=True, max_new_tokens=4)
@@ -225,6 +226,29 @@ def test_quantized_answers_are_close(tiny: Path, adapter: Path) -> None:
         assert scores(quantized) == pytest.approx(scores(load(name)), abs=0.05)
         assert scores(quantized) != scores(load(name))
     assert "a multiple of 64" in refused(load, tiny, quantize="int4")
+
+
+@pytest.mark.skipif(util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_layers_that_are_wide_enough_are_quantized_to_4_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "hidden_size", 64)
+    monkeypatch.setitem(SIZES, "intermediate_size", 128)
+    wide = build("llava", tmp_path / "wide")
+    plain, int8, int4 = (load(wide, quantize=kind) for kind in (None, "int8", "int4"))
+    assert int4.details["quantize"].startswith("int4, bitsandbytes")
+    sizes = [tensor_bytes(model.model.get_decoder().layers) for model in (plain, int8, int4)]
+    assert sizes[0] > 3 * sizes[1] > 3 * sizes[2]
+    assert scores(int8) == pytest.approx(scores(plain), abs=0.05)
+    assert scores(int4) == pytest.approx(scores(plain), abs=0.2)
+    assert len({*map(tuple, map(scores, (plain, int8, int4)))}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_16_bit_answers_are_close(tiny: Path, dtype: str) -> None:
+    model = load_model(f"hf:{tiny}", device="cpu", dtype=dtype)
+    assert model.details["dtype"] == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
+    assert scores(model) == pytest.approx(scores(load(tiny)), abs=0.05)
 
 
 @needs_peft

@@ -6,13 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
+from deltacli.main import app
 from deltavlm.errors import ModelError
 from deltavlm.model.folder import DENSE
-from deltavlm.model.interface import Question
+from deltavlm.model.interface import CHANGED_PIXEL, Masks, Question
 from deltavlm.model.kinds import load_model
+from deltavlm.pipeline.changes import ChangeOptions
 from deltavlm.tasks import caption
 from tests.seven import HEAD, seven_checkpoint, seven_with_head
+
+
+def test_a_pixel_is_changed_where_its_changes_sum_to_the_threshold_of_polygons() -> None:
+    """`ask -o` and scores take labels, `analyze` draws polygons: one rule, the flag's default too."""
+    shares = np.array([[0.45, 0.35, 0.2], [0.55, 0.45, 0.0], [0.5, 0.2, 0.3]], np.float32)
+    masks = Masks(("none", "road_built", "building_built"), shares.T[None, :, None])
+    assert masks.labels.tolist() == [[[1, 0, 2]]]  # "none" is the most probable of the first and the last
+    assert masks.labels.dtype == np.uint8
+    flags = get_command(app).commands["polygonize"].params  # type: ignore[attr-defined]
+    (default,) = (flag.default for flag in flags if "--mask-threshold" in flag.opts)
+    assert ChangeOptions().threshold == CHANGED_PIXEL == default
 
 
 def test_a_head_adds_masks_and_keeps_the_answers(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -391,7 +392,8 @@ def test_a_slow_server_is_given_up(server: ChatServer) -> None:
         ended.wait(5)
 
     server.script = script
-    model = load_model(server.name, timeout_s=0.2)
+    model: Any = load_model(server.name)  # its first question may take longer on a busy machine
+    model.client = replace(model.client, timeout_s=0.2)
     text = failure(ModelError, model.answer, model.encode(*pairs(True)), [CHANGE])
     ended.set()
     assert "did not answer in 2 tries (no whole answer in 0.2 s; a longer `timeout_s`" in text
@@ -478,6 +480,14 @@ def test_a_reply_without_an_answer_is_an_error_of_its_pair(
     with pytest.raises(ModelError) as caught:
         ask(server, COUNTS)
     assert expected in str(caught.value)
+
+
+def test_tokens_of_turns_and_images_are_no_part_of_a_reply(server: ChatServer) -> None:
+    """A server fails for a later turn that tells them as history."""
+    server.script = lambda asked: Answer("<|vision_start|>Yes <|video_pad|><image>, a roof.<|im_end|>")
+    assert ask(server, CAPTION).text == "Yes , a roof."
+    server.script = lambda asked: Answer("<|im_end|>")
+    assert "the reply is empty" in failure(ModelError, ask, server)
 
 
 def test_content_in_parts_is_joined(server: ChatServer) -> None:

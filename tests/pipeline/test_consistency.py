@@ -44,6 +44,9 @@ BROKEN = {
     "road_cells_without_count": ChipStatements(counts=Counts(0, 0), cells=Cells(roads=("top-left",))),
     "buildings_in_caption_not_counted": ChipStatements(caption="a villa appears", counts=Counts(1, 0)),
     "roads_in_caption_not_counted": ChipStatements(caption="a road is built", counts=Counts(0, 1)),
+    "buildings_in_caption_miscounted": ChipStatements(
+        caption="many houses and a road are built", counts=Counts(1, 2)
+    ),
     "unchanged_but_mask": replace(UNCHANGED, has_mask=True),
     "changed_without_mask": replace(AGREEING, has_mask=False),
 }

@@ -14,7 +14,7 @@ from deltavlm.data.examples import Dataset
 from deltavlm.data.images import read_image
 from deltavlm.data.read import read_dataset
 from deltavlm.data.synthetic import SceneOptions, make_scene
-from deltavlm.errors import InputError
+from deltavlm.errors import InputError, ModelError
 from deltavlm.model.interface import Question, Reply
 from deltavlm.scoring.inference import group_by_pair, predict_batches, run_id
 from deltavlm.scoring.predictions import Prediction
@@ -93,8 +93,6 @@ def test_a_batch_out_of_memory_is_halved_and_a_failing_pair_reported(folder: Pat
     assert {(p.id, p.answers) for p in predictions} == {(p.id, p.answers) for p in expected}
 
     def script(before: np.ndarray, after: np.ndarray, question: Question) -> str:
-        from deltavlm.errors import ModelError
-
         if np.array_equal(before, read_image(folder / "images" / pairs[1].before)):
             raise ModelError("this pair cannot be answered")
         return "something"
@@ -104,6 +102,23 @@ def test_a_batch_out_of_memory_is_halved_and_a_failing_pair_reported(folder: Pat
     assert [(problem.kind, problem.location) for problem in problems] == [("answer", pairs[1].before)]
     answered_ids = {p.id for batch, _ in results for p in batch}
     assert answered_ids == {e.id for pair in pairs if pair is not pairs[1] for e in pair.examples}
+
+
+def test_a_turn_that_fails_costs_its_dialogue_alone(folder: Path, data: Dataset) -> None:
+    """It had cost all answers about the pair."""
+    pairs = group_by_pair(data.examples)
+
+    def script(before: np.ndarray, after: np.ndarray, question: Question) -> str:
+        if " a said it q " in question.prompt:
+            raise ModelError("no answer to this turn")
+        return "said it"
+
+    results = list(predict_batches(ScriptedModel(script=script), pairs, folder / "images", 4))
+    problems = [problem for _, failures in results for problem in failures]
+    dialogues = [example for example in data.examples if example.task == "dialogue"]
+    assert {problem.location for problem in problems} == {example.before for example in dialogues}
+    answered = {(p.task, p.id) for batch, _ in results for p in batch}
+    assert answered == {(e.task, e.id) for e in data.examples if e.task != "dialogue"}
 
 
 def test_batches_without_missing_predictions_are_skipped(folder: Path, data: Dataset) -> None:

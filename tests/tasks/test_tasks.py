@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from deltavlm.tasks import TASKS, Task, TaskName
-from deltavlm.tasks.caption import denies_change, kinds_built, kinds_removed
+from deltavlm.tasks.caption import buildings_built, denies_change, kinds_built, kinds_removed
 from deltavlm.tasks.text import NO_CHANGE
 
 
@@ -82,3 +82,60 @@ def test_a_caption_says_what_is_built_and_what_is_removed(sentence: str, built: 
 )
 def test_a_caption_that_denies_change(sentence: str, denies: bool) -> None:
     assert denies_change(sentence) is denies
+
+
+@pytest.mark.parametrize(
+    ("sentence", "stated"),
+    [
+        ("A house is built on the farmland.", (1, 1)),
+        ("two large buildings and a road appear", (2, 2)),
+        ("the trees are replaced by several houses", (2, 9)),
+        ("a few villas have been added along the road", (2, 9)),
+        ("a lot of houses and two roads are built", (5, 10**6)),
+        ("a villa and three sheds are built", (4, 4)),
+        ("12 houses are built", (12, 12)),
+        ("houses are built", None),
+        ("a villa and houses are built", None),
+        ("a row of houses is built", None),  # one row
+        ("many houses are demolished and a road is built", None),
+        ("there is no difference", None),
+    ],
+)
+def test_the_number_of_new_buildings_in_a_caption(sentence: str, stated: tuple[int, int] | None) -> None:
+    assert buildings_built(sentence) == stated
+
+
+@pytest.mark.parametrize(
+    ("draft", "counted", "good", "bad"),
+    [
+        ("many houses and a road are built", 1, "a house and a road are built", "many houses are built"),
+        ("a lot of new houses appear", 4, "several new houses appear", "a several new houses appear"),
+        ("a house is built on the grass", 2, "two houses are built", "a house is built"),
+        ("the trees are cut and a house is built", 9, "the trees are cut and many houses", "many houses"),
+        ("many large buildings are built", 0, "a large building is built", "a building is built"),
+    ],
+)
+def test_a_caption_states_the_number_of_the_mask_head(draft: str, counted: int, good: str, bad: str) -> None:
+    form = TASKS["caption"].form
+    assert form is not None
+    assert form("yes", draft, counted).ends(good)
+    assert not form("yes", draft, counted).begins(bad)
+    assert form("yes", draft, None).ends(draft)
+
+
+@pytest.mark.parametrize(
+    ("draft", "counted"),
+    [
+        ("many houses are built", 5),
+        ("several houses are built", 9),
+        ("houses are built", 1),
+        ("a villa and a house are built", 7),  # two numbers
+        ("a road is built and a house is demolished", 7),
+        ("the trees are removed", 7),
+    ],
+)
+def test_a_caption_that_states_no_other_number_stays(draft: str, counted: int) -> None:
+    form = TASKS["caption"].form
+    assert form is not None
+    assert form("yes", draft, counted).ends(draft)
+    assert not form("yes", draft, counted).begins(f"x{draft}")

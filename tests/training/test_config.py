@@ -22,6 +22,7 @@ from deltavlm.training.config import (
     config_differences,
     load_config,
 )
+from deltavlm.training.distributed import pick_machine
 from deltavlm.training.learner import Learner
 from deltavlm.training.parameter_groups import count_parameters, lr_multipliers, named_parameters
 
@@ -90,7 +91,7 @@ def test_nano_is_trained_as_it_was() -> None:
         assert replace(shipped.phases[name], **length) == phase
     assert run.scenes == shipped.scenes
     assert run.phases["masks"].rates == {"vision.tower.encoder": 0}
-    assert (run.precision, run.start, run.validation) == ("bf16", None, None)
+    assert (run.precision, run.start, run.validation) == ("auto", None, None)
 
 
 def test_scenes_on_tiles_need_a_folder() -> None:
@@ -157,3 +158,40 @@ def test_masks_need_scenes() -> None:
     phases = {"all": Phase(part="joint", steps=1, batch=1, lr=1.0)}
     with pytest.raises(ValueError, match="only scenes have them"):
         TrainConfig("nano", phases, scenes=Scenes(1, 1, weight=0.0), sets={"x": RecordSet(Path("x"))})
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_computes_in_bf16_only_with_instructions_for_it(
+    has_bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deltavlm.model.device.bf16_cpu", lambda: has_bf16)
+    config = load_config(shipped_config("train_stage2.yaml"), ["device=cpu"])
+    machine = pick_machine(config)
+    assert machine.precision == precision
+    resolved = machine.resolved(config)
+    assert (resolved.precision, resolved.language_dtype) == (precision, precision)
+    assert not caplog.messages
+    for key, asked in (
+        ("precision", replace(config, precision="bf16")),
+        ("language_dtype", replace(config, precision="fp32", language_dtype="bf16")),
+    ):
+        assert pick_machine(asked).precision == asked.precision
+        assert [message.split(":")[0] for message in caplog.messages] == ([] if has_bf16 else [key])
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_recipe_asks_for_a_dtype_that_some_cpus_emulate(name: str) -> None:
+    config = load_config(shipped_config(name))
+    assert {config.precision, config.language_dtype} <= {"auto", "fp32"}
+
+
+def test_a_picked_precision_is_no_other_configuration() -> None:
+    """Of a run that another machine began, or an earlier version, whose default was bf16."""
+    for before, after, names in (
+        ("auto", "auto", []),
+        ("bf16", "auto", []),
+        ("auto", "fp32", []),
+        ("bf16", "fp32", ["precision (bf16, now fp32)"]),
+    ):
+        assert config_differences({"precision": before}, {"precision": after}) == names

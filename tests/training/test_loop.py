@@ -17,10 +17,11 @@ from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.tokenizer import Codec
-from deltavlm.training.checkpoints import final_weights
+from deltavlm.training import distributed
+from deltavlm.training.checkpoints import final_weights, load_state, logged_precisions
 from deltavlm.training.collate import TrainLoader, collate, collate_answers
-from deltavlm.training.config import Phase, Scenes, TrainConfig, Validation
-from deltavlm.training.distributed import pick_machine
+from deltavlm.training.config import Phase, Precision, Scenes, TrainConfig, Validation
+from deltavlm.training.distributed import DTYPES, pick_machine
 from deltavlm.training.learner import LOSSES, Learner
 from deltavlm.training.loop import Trainer, TrainHooks, Validate, lr_schedule
 from deltavlm.training.sampling import MixedSampler
@@ -189,6 +190,32 @@ def test_a_run_killed_between_two_checkpoints_resumes_from_the_first(
     assert resumed.step == 2
     resumed.run(StopRequest())
     assert logged(tmp_path / "killed") == logged(tmp_path / "reference")
+
+
+@pytest.mark.parametrize(("before", "after"), [("bf16", "fp32"), ("bf16", "fp16"), ("fp16", "fp32")])
+def test_a_run_goes_on_where_another_precision_is_picked(
+    before: Precision,
+    after: Precision,
+    caches: Path,
+    codec: Codec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On another machine the same configuration picks what that one computes in; lines of the log say it."""
+    config = replace(CONFIG, phases={"language": PHASES["language"]})
+    monkeypatch.setattr(distributed, "pick_compute_dtype", lambda device: DTYPES[before])
+    assert build_trainer("language", caches, codec, tmp_path, config).run(StopAfter(1)) == "stopped"  # type: ignore[arg-type]
+    assert load_state(tmp_path / "language.pt")["precision"] == before
+    assert not caplog.messages
+    monkeypatch.setattr(distributed, "pick_compute_dtype", lambda device: DTYPES[after])
+    resumed = build_trainer("language", caches, codec, tmp_path, config)
+    expected = f"language: computed in {before} to step 1, on this device in {after} from there"
+    assert [message.split(";")[0] for message in caplog.messages] == [expected]
+    assert resumed.run(StopRequest()) == "done"
+    assert [record["precision"] for record in logged(tmp_path)] == [before, after, after]
+    assert logged_precisions(tmp_path) == [before, after]
+    assert load_state(tmp_path / "language.pt")["precision"] == after
 
 
 def test_gradient_accumulation_equals_a_full_batch(caches: Path, codec: Codec, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
-from deltavlm.data.images import read_image, save_image
+from deltavlm.data.images import read_image
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
@@ -28,54 +28,10 @@ from deltavlm.tasks import TASKS, TaskName
 from deltavlm.tasks.phrasing import GENERIC
 from deltavlm.training import lora, lora_hf, run
 from deltavlm.training.changechat_dataset import load_split
-from deltavlm.training.config import Adapter, Phase, RecordSet, TrainConfig, Validation, load_config
+from deltavlm.training.config import Adapter, RecordSet, TrainConfig, Validation, load_config
 from deltavlm.training.estimate import estimate_run
 from tests.tiny_hf import build
-
-CAPTIONS = ("a house is built", "a road appears", "trees are cut", "the scene is the same as before")
-OPEN = "What was there before?"
-PHASE = Phase(
-    part="adapter", steps=40, batch=8, lr=1e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.05
-)
-
-
-def write_set(folder: Path) -> Path:
-    """Write four pairs with a caption and a yes/no question, and other kinds of records for the first."""
-    records: list[dict[str, Any]] = []
-    for scene, sentence in enumerate(CAPTIONS):
-        rng = np.random.default_rng(scene)
-        for date in "AB":
-            pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-            save_image(folder / "images" / f"{scene}_{date}.png", pixels)
-        turns = [
-            [(TASKS["caption"].prompt, sentence)],
-            [(TASKS["change"].prompt, "no" if scene == 3 else "yes")],
-        ]
-        if scene == 0:
-            turns += [
-                [(TASKS["count"].prompt, "There are 0 new roads and 2 new buildings.")],
-                [(TASKS["location"].prompt, "roads [] buildings ['top-left']")],
-                [(OPEN, "a field")],
-                [("How many houses?", "two"), ("And roads?", "none")],
-            ]
-        for conversation in turns:
-            messages: list[dict[str, str]] = []
-            for question, answer in conversation:
-                place = "" if messages else "<image> <image> "
-                messages += [
-                    {"from": "human", "value": f"{place}{question}"},
-                    {"from": "gpt", "value": answer},
-                ]
-            records.append(
-                {
-                    "id": f"{scene}_{len(records)}",
-                    "image": [f"{scene}_A.png", f"{scene}_B.png"],
-                    "changeflag": int(scene != 3),
-                    "conversations": messages,
-                }
-            )
-    (folder / "made_train.json").write_text(json.dumps(records))
-    return folder
+from tests.training.made_pairs import CAPTIONS, OPEN, PHASE, recipe, write_set
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder / "base")
     write_set(folder / "set")
     return folder
-
-
-def recipe(folder: Path, **changes: Any) -> TrainConfig:
-    options: dict[str, Any] = {
-        "phases": {"tune": PHASE},
-        "adapter": Adapter(rank=16, alpha=32, dropout=0.0),
-        "sets": {"made": RecordSet(folder / "set")},
-        "ema": 0.0,
-        "precision": "fp32",
-        "device": "cpu",
-    }
-    return TrainConfig(f"hf:{folder / 'base'}", **(options | changes))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ import numpy as np
 from deltavlm.data.synthetic import phrases
 from deltavlm.data.synthetic.facts import Facts
 from deltavlm.data.synthetic.phrases import QuestionAnswer
+from deltavlm.tasks.caption import quantify
 
 __all__ = ["follow_ups", "sample_conversation", "standalone_turns"]
 
@@ -93,7 +94,7 @@ def _answer(facts: Facts, subject: Subject, kind: Kind) -> str:
         return phrases.join_labels(facts.cells[f"{subject}_built"])
     if kind == "count":
         return f"{number or 'no'} new {noun}{'' if number == 1 else 's'}"
-    return f"yes, {phrases.quantify(number, f'new {noun}')}" if number else f"no, there are no new {subject}s"
+    return f"yes, {quantify(number, f'new {noun}')}" if number else f"no, there are no new {subject}s"
 
 
 def standalone_turns(facts: Facts) -> list[TopicTurn]:

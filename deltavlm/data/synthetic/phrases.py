@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from deltavlm.data.synthetic.facts import Facts
 from deltavlm.tasks import classify, count, locate
 from deltavlm.tasks import dialogue as dialogue_task
+from deltavlm.tasks.caption import quantify
 from deltavlm.tasks.text import NO_CHANGE
 
 MIN_MENTIONED_SHARE = 0.02  # of the image; less changed ground is not mentioned beside new houses or roads
@@ -57,17 +58,6 @@ class QuestionAnswer:
 
     question: str
     answer: str
-
-
-def quantify(number: int, noun: str) -> str:
-    """Phrase for a number, as people write it: exact up to two, "several" up to five, then "many".
-
-    >>> [quantify(number, "house") for number in (1, 2, 3, 6)]
-    ['a house', 'two houses', 'several houses', 'many houses']
-    """
-    if number == 1:
-        return f"a {noun}"
-    return f"{'two' if number == 2 else 'several' if number <= 5 else 'many'} {noun}s"
 
 
 def describe_location(labels: tuple[str, ...]) -> str:

@@ -21,7 +21,14 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from deltavlm.errors import ModelError
 from deltavlm.messages import first_line, pluralize
-from deltavlm.model.chat_turns import REASONING_TOKENS, THINK, ChatFacts, chat_turns, drop_reasoning
+from deltavlm.model.chat_turns import (
+    REASONING_TOKENS,
+    THINK,
+    ChatFacts,
+    chat_turns,
+    drop_marks,
+    drop_reasoning,
+)
 from deltavlm.model.config import ScoreCalibration
 from deltavlm.model.device import wrap_torch_errors
 from deltavlm.model.huggingface.prefix import Prefix, can_pad, continue_from, cut_after_images, run_prefix
@@ -197,7 +204,10 @@ class ChatModel(ChatFacts):
         end = min(end, start + question.max_new_tokens)
         length = min(end + 1, start + question.max_new_tokens, len(ids))
         before = THINK if self.always_reasons else ""
-        text = drop_reasoning(before + tokenizer.decode(ids[:end], skip_special_tokens=True))
+        marks = [token for token in tokenizer.all_special_tokens if token[0] in "<["]
+        text = drop_marks(
+            drop_reasoning(before + tokenizer.decode(ids[:end], skip_special_tokens=True)), marks
+        )
         if start >= length:
             return Reply(text, math.nan)
         if question.yes_no:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltavlm.errors import ModelError
-from deltavlm.model.chat_turns import AFTER, BEFORE, THINK_END, chat_turns, drop_reasoning
+from deltavlm.model.chat_turns import AFTER, BEFORE, THINK_END, chat_turns, drop_marks, drop_reasoning
 from deltavlm.model.interface import PairContext, Question
 
 __all__ = ["Completion", "Features", "NoCompletion", "read_completion", "request_body"]
@@ -67,6 +67,7 @@ class Completion:
     model: str  # as the server calls it
     is_cut: bool  # at the maximum length
     is_reasoning: bool = False  # cut before the answer began
+    has_tokens: bool = False  # with their probabilities
 
 
 def request_body(
@@ -117,6 +118,7 @@ def read_completion(value: Any, question: Question) -> Completion:
     has_reasoned = text != content.strip() or any(
         message.get(name) for name in ("reasoning", "reasoning_content")
     )
+    text = drop_marks(text)
     reason = choice.get("finish_reason")
     is_cut, model = reason == "length", str(value.get("model") or "")
     if not text:
@@ -127,7 +129,7 @@ def read_completion(value: Any, question: Question) -> Completion:
         raise ModelError("the reply is empty")
     tokens = list(_answer_tokens(choice.get("logprobs"), text))
     score = _yes_probability(tokens) if question.yes_no else _mean(tokens)
-    return Completion(text, score, model, is_cut)
+    return Completion(text, score, model, is_cut, has_tokens=bool(tokens))
 
 
 def _content(content: Any) -> str:

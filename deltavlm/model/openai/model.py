@@ -222,7 +222,8 @@ class ServerModel(ChatFacts):
                 f"the JSON of the answer is cut off at {question.max_new_tokens} tokens: "
                 f"{preview(completion.text[-40:])}"
             )
-        if math.isnan(completion.score) and question.yes_no:
+        begins_otherwise = question.typed and completion.has_tokens  # than with yes or no
+        if math.isnan(completion.score) and question.yes_no and not begins_otherwise:
             self._warn_once(
                 "score",
                 f"{self.device} gives no probabilities of yes and no: chips have no score of change, and are "
