@@ -34,7 +34,7 @@ from deltavlm.upstream.plan import plan
 from tests.cli.conftest import ROOT, one_line
 from tests.conftest import Scene
 from tests.hub_server import FakeHub, FakeRepo, serve_hub
-from tests.mci_reference import Reference, write_files
+from tests.mci_reference import Reference
 from tests.pairs import layer
 from tests.tiny_hf import build
 
@@ -42,8 +42,8 @@ SMALL = ("--chip-size", "32", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return write_files(tmp_path_factory.mktemp("mci") / "published", pairs=1)
+def reference(mci_files: Reference) -> Reference:
+    return mci_files
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,6 @@ from deltavlm.tasks.phrasing import CELL_WORDS as IMTI_CELLS
 from deltavlm.tasks.phrasing import CHANGEIMTI
 from deltavlm.upstream import kinds
 from deltavlm.upstream.adapters import Lora
-from tests.changevg_reference import write_files
 
 LORA_LINEARS = tuple(
     f"{name}.weight"
@@ -49,10 +48,8 @@ PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("changevg") / "published"
-    write_files(folder)
-    return folder
+def published(changevg_files: Path) -> Path:
+    return changevg_files
 
 
 def convert(published: Path, folder: Path, adapter: str = "adapter") -> Path:

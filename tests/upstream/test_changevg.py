@@ -21,16 +21,13 @@ from deltacli.main import app
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model.changevg.model import load_folder
 from deltavlm.upstream import kinds
-from tests.changevg_reference import write_files
 from tests.conftest import Scene
 from tests.pairs import layer
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("changevg") / "published"
-    write_files(folder)
-    return folder
+def published(changevg_files: Path) -> Path:
+    return changevg_files
 
 
 @pytest.fixture
