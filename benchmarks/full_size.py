@@ -1,13 +1,18 @@
-"""Models of other systems at full size, with random weights in the published layout.
+"""Models of all systems at full size, with random weights in the published layout.
 
-    python benchmarks/full_size.py mci [--dtype fp32] [--folder FOLDER]
+    python benchmarks/full_size.py mci
     python benchmarks/full_size.py changechat --layers 2 --dtype bf16
+    python benchmarks/full_size.py changevg --layers 2 --quantize int8 --load-only
 
-Writes random files as they are published, converts them, and answers the standard questions about a chip of
-the sample pair in a process of its own. Prints a row of a Markdown table: parameters, size of the checkpoint,
-seconds of conversion, loading, encoding and answering, and the peak resident memory of the process. The files
-are removed afterwards. Needs about 1.5 GB of disk and of memory for mci, and 5 GB for changechat with two of
-the 32 layers of its language model, all of full width.
+Writes random files as they are published, converts them by `weights convert`, and answers the standard
+questions about a chip of the sample pair, each in a process of its own. Prints a row of a Markdown table:
+layers of the language model, parameters, sizes on disk, seconds of converting, loading, encoding and
+answering, the peak resident memory of both processes, and what `Footprint` says of the second before it is
+loaded. Exits with 1 where that is off by more than 15 %. The files are removed afterwards.
+
+Disk, for published files and checkpoint: 1 GB for mci, 33 GB for deltavlm, 29 GB for changechat, 34 GB for
+changevg; with --layers fewer. Memory: as the estimate that is printed first; nothing is begun that does not
+fit.
 """
 
 from __future__ import annotations
@@ -15,39 +20,54 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
-import torch  # noqa: E402
-
 from benchmarks.rows import Table, heading, spread  # noqa: E402
-from deltavlm.files import format_bytes  # noqa: E402
-from deltavlm.upstream import kinds  # noqa: E402
-from tests.changechat_reference import tokenizer_model  # noqa: E402
-from tests.mci_reference import PUBLISHED, random_weights  # noqa: E402
+from deltavlm.files import folder_bytes, format_bytes, free_bytes  # noqa: E402
 
-ROUNDS = {"mci": 5, "changechat": 2}  # the first is not counted
-WIDTH, INTERMEDIATE, VOCABULARY = 4096, 11_008, 32_000  # of LLaVA-1.5-7B
-TOWER, TOWER_LAYERS, TOWER_INTERMEDIATE, PATCHES = 1024, 24, 4096, 24 * 24  # of CLIP ViT-L/14-336
-RANK, ALPHA = 64, 128  # of the published recipe
+LAYERS = {"deltavlm": 32, "mci": 0, "changechat": 32, "changevg": 28}  # of the published language models
+DISK = {"deltavlm": 33e9, "mci": 1e9, "changechat": 29e9, "changevg": 34e9}  # with all layers
+LAYER_DISK = {"deltavlm": 0.81e9, "mci": 0, "changechat": 0.82e9, "changevg": 0.94e9}
+LARGEST_ERROR = 0.15
+WRITE = """
+import json, sys
+from pathlib import Path
+from benchmarks.published import write
+kind, folder, layers = sys.argv[1:]
+paths = write(kind, Path(folder), int(layers))
+print(json.dumps({name: str(path) for name, path in paths.items()}))
+"""
 ANSWERS = """
 import json, resource, sys, time
-from dataclasses import replace
+from dataclasses import asdict, replace
 import numpy as np
 import rasterio
 start = time.perf_counter()
 from deltavlm import load_model
+from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.kinds import read_footprint
 from deltavlm.pipeline.answers import phrasebook_of, question_of
 from deltavlm.tasks.questions import QuestionSpec
-folder, dtype, rounds, *images = sys.argv[1:]
-model = load_model(folder, device="cpu", dtype=dtype)
-loaded = time.perf_counter()
+folder, dtype, quantize, rounds, *images = sys.argv[1:]
+options = RuntimeOptions(device="cpu", dtype=dtype, quantize=None if quantize == "none" else quantize)
+footprint = read_footprint(folder, options)
+print(json.dumps({"estimate": footprint.peak(), **asdict(footprint)}), flush=True)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+imported = peak()
+model = load_model(folder, options)
+loaded, loading = time.perf_counter(), peak()
 dates = []
 for path in images:
     with rasterio.open(path) as source:
@@ -64,159 +84,108 @@ for _ in range(int(rounds)):
     model.answer(encoded, questions)
     encode.append(middle - begun)
     answer.append(time.perf_counter() - middle)
+first = len(encode) > 2  # of many rounds the first is not counted
 print(json.dumps({
-    "load": loaded - start, "encode": encode[1:], "answer": answer[1:],
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "load": loaded - start, "encode": encode[first:], "answer": answer[first:],
+    "imported": imported, "loading": loading, "peak": peak(),
 }))
 """
 
 
-def write_mci(folder: Path) -> dict[str, Path]:
-    """Random files of MCI in the published layout."""
-    torch.save(random_weights(0, PUBLISHED), folder / "MCI_model.pth")
-    words = [
-        "<NULL>",
-        "<UNK>",
-        "<START>",
-        "<END>",
-        *(f"word{number}" for number in range(4, PUBLISHED.words)),
-    ]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    return {"checkpoint": folder / "MCI_model.pth", "vocab": folder / "vocab.json"}
+def python(*words: object) -> str:
+    """Output of a process of Python; its messages are shown."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
 
 
-def write_changechat(folder: Path, layers: int) -> dict[str, Path]:
-    """Random files of ChangeChat in the published layout, in float16, with this many layers of the Llama."""
-    base, vision, adapter = folder / "llava", folder / "clip", folder / "adapter"
-    for path in (base, vision, adapter):
-        path.mkdir()
-    text = {"hidden_size": WIDTH, "num_hidden_layers": layers, "num_attention_heads": 32}
-    text |= {"intermediate_size": INTERMEDIATE, "vocab_size": VOCABULARY}
-    (base / "config.json").write_text(json.dumps(text))
-    (base / "tokenizer.model").write_bytes(tokenizer_model())
-    holders: dict[str, str] = {}
-    for number in range(-1, layers):  # a shard for each layer, so that memory holds one
-        shard, file = _llama_layer(number), f"pytorch_model-{number + 2:05d}.bin"
-        torch.save(shard, base / file)
-        holders |= dict.fromkeys(shard, file)
-    (base / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": holders}))
-    tower = {"hidden_size": TOWER, "num_hidden_layers": TOWER_LAYERS, "num_attention_heads": 16}
-    tower |= {"intermediate_size": TOWER_INTERMEDIATE, "patch_size": 14}
-    (vision / "config.json").write_text(json.dumps({"vision_config": tower}))
-    torch.save(_clip(), vision / "pytorch_model.bin")
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none"})
-    )
-    lora = {}
-    for name, shape in _llama_linears().items():
-        for number in range(layers):
-            stem = f"base_model.model.model.layers.{number}.{name}"
-            lora[f"{stem}.lora_A.weight"] = _random(RANK, shape[1])
-            lora[f"{stem}.lora_B.weight"] = _random(shape[0], RANK)
-    torch.save(lora, adapter / "adapter_model.bin")
-    return {"base": base, "vision": vision, "adapter": adapter}
+def children_peak() -> int:
+    """Largest resident memory of a process that was waited for, in bytes."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def _random(*shape: int) -> torch.Tensor:
-    return (0.02 * torch.randn(shape)).half()
-
-
-def _llama_linears() -> dict[str, tuple[int, int]]:
-    """Linear layers of a block and their shapes (out, in)."""
-    return {
-        **{f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"},
-        **{f"mlp.{name}_proj": (INTERMEDIATE, WIDTH) for name in ("gate", "up")},
-        "mlp.down_proj": (WIDTH, INTERMEDIATE),
-    }
-
-
-def _llama_layer(number: int) -> dict[str, torch.Tensor]:
-    """Tensors of a block of the Llama; for -1 those outside of the blocks, with the projector."""
-    if number >= 0:
-        stem = f"model.layers.{number}"
-        weights = {f"{stem}.{name}.weight": _random(*shape) for name, shape in _llama_linears().items()}
-        norms = ("input_layernorm", "post_attention_layernorm")
-        return weights | {f"{stem}.{name}.weight": torch.ones(WIDTH).half() for name in norms}
-    return {
-        "model.embed_tokens.weight": _random(VOCABULARY, WIDTH),
-        "lm_head.weight": _random(VOCABULARY, WIDTH),
-        "model.norm.weight": torch.ones(WIDTH).half(),
-        "model.mm_projector.0.weight": _random(WIDTH, TOWER),
-        "model.mm_projector.0.bias": _random(WIDTH),
-        "model.mm_projector.2.weight": _random(WIDTH, WIDTH),
-        "model.mm_projector.2.bias": _random(WIDTH),
-    }
-
-
-def _clip() -> dict[str, torch.Tensor]:
-    """Tensors of CLIP's vision tower."""
-    stem = "vision_model."
-    weights = {
-        f"{stem}embeddings.class_embedding": _random(TOWER),
-        f"{stem}embeddings.patch_embedding.weight": _random(TOWER, 3, 14, 14),
-        f"{stem}embeddings.position_embedding.weight": _random(PATCHES + 1, TOWER),
-    }
-    norms = [f"{stem}pre_layrnorm", f"{stem}post_layernorm"]
-    for layer in range(TOWER_LAYERS):
-        block = f"{stem}encoder.layers.{layer}."
-        norms += [f"{block}layer_norm1", f"{block}layer_norm2"]
-        linears = {f"self_attn.{name}_proj": (TOWER, TOWER) for name in ("q", "k", "v", "out")}
-        linears |= {"mlp.fc1": (TOWER_INTERMEDIATE, TOWER), "mlp.fc2": (TOWER, TOWER_INTERMEDIATE)}
-        for name, shape in linears.items():
-            weights |= {f"{block}{name}.weight": _random(*shape), f"{block}{name}.bias": _random(shape[0])}
-    for name in norms:
-        weights |= {f"{name}.weight": torch.ones(TOWER).half(), f"{name}.bias": _random(TOWER)}
-    return weights
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=list(ROUNDS))
-    parser.add_argument("--layers", type=int, default=32, help="of the language model of changechat")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("kind", choices=list(LAYERS))
+    parser.add_argument("--layers", type=int, help="of the language model; all by default")
+    parser.add_argument("--dtype", action="append", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--quantize", action="append", choices=("none", "int8", "int4"))
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of answering; of three and more one counts not"
+    )
+    parser.add_argument("--load-only", action="store_true", help="ask nothing")
     parser.add_argument("--folder", type=Path, help="where the files are written; they are removed")
     arguments = parser.parse_args()
+    layers = LAYERS[arguments.kind] if arguments.layers is None else arguments.layers
+    is_whole = layers == LAYERS[arguments.kind]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         folder = Path(scratch)
-        is_mci = arguments.kind == "mci"
-        paths = write_mci(folder) if is_mci else write_changechat(folder, arguments.layers)
+        needed = DISK[arguments.kind] - (LAYERS[arguments.kind] - layers) * LAYER_DISK[arguments.kind]
+        if needed > free_bytes(folder):
+            print(f"needs {format_bytes(int(needed))} of disk in {folder}", file=sys.stderr)
+            return 2
+        published = folder / "published"
+        published.mkdir()
+        paths = json.loads(python("-c", WRITE, arguments.kind, published, layers))
+        written, published_bytes = children_peak(), folder_bytes(published)
         begun = time.perf_counter()
-        converted = kinds.convert(arguments.kind, paths, folder / "converted")
-        convert_s = time.perf_counter() - begun
+        options = [word for name, path in paths.items() for word in (f"--{name}", path)]
+        converted = folder / "converted"
+        python("-m", "deltacli", "weights", "convert", "--kind", arguments.kind, *options, "-o", converted)
+        convert_s, convert_peak = time.perf_counter() - begun, children_peak()
+        for path in (*published.rglob("*"), published):  # the disk has to hold one of both
+            if path.is_file():
+                path.unlink()
+        print(heading(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))), end="\n\n")
+        table, worst = Table(), 0.0
         images = [ROOT / "sample_data" / name for name in ("before.tif", "after.tif")]
-        command = [
-            sys.executable,
-            "-c",
-            ANSWERS,
-            converted.folder,
-            arguments.dtype,
-            ROUNDS[arguments.kind],
-            *images,
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        run = subprocess.run(
-            [*map(str, command)], capture_output=True, text=True, check=True, env=environment
-        )
-        measured = json.loads(run.stdout.splitlines()[-1])
-        read = [path for name, path in paths.items() if name != "vocab"]
-        parameters = sum(part[2] for path in read for part in kinds.inspect(arguments.kind, path).parts)
-    print(heading(torch.get_num_threads(), f"torch {torch.__version__}"), end="\n\n")
-    Table().row(
-        {
-            "kind": arguments.kind if is_mci else f"changechat, {arguments.layers} of 32 layers",
-            "dtype": arguments.dtype,
-            "numbers in the published file": f"{parameters:,}",
-            "checkpoint": format_bytes(converted.bytes),
-            "convert": f"{convert_s:.1f} s",
-            "load": f"{measured['load']:.1f} s",
-            "encode a pair": f"{spread(measured['encode'], 2)} s",
-            "four questions": f"{spread(measured['answer'], 2)} s",
-            "peak memory": format_bytes(int(measured["peak"])),
-        }
-    )
+        rounds = 0 if arguments.load_only else arguments.rounds
+        for dtype in arguments.dtype or ("fp32",):
+            for quantize in arguments.quantize or ("none",):
+                output = python("-c", ANSWERS, converted, dtype, quantize, rounds, *images)
+                estimate, measured = map(json.loads, output.splitlines()[-2:])
+                off = estimate["estimate"] / measured["peak"] - 1
+                worst = max(worst, abs(off))
+                table.row(
+                    row(
+                        {
+                            "kind": arguments.kind
+                            + ("" if is_whole else f", {layers} of {LAYERS[arguments.kind]} layers"),
+                            "dtype": dtype if quantize == "none" else f"{dtype}, {quantize}",
+                            "published files": format_bytes(published_bytes),
+                            "checkpoint": format_bytes(folder_bytes(converted)),
+                            "convert": f"{convert_s:.0f} s",
+                            # a process that used more before hides it
+                            "peak of convert": "under " * (convert_peak <= written)
+                            + format_bytes(convert_peak),
+                        },
+                        measured,
+                        estimate,
+                        off,
+                    )
+                )
+    return int(worst > LARGEST_ERROR)
+
+
+def row(cells: dict[str, str], measured: Any, estimate: Any, off: float) -> dict[str, str]:
+    """Cells of a row of the table."""
+
+    def seconds(values: list[float]) -> str:
+        return f"{spread(values, 2)} s" if values else ""
+
+    return cells | {
+        "load": f"{measured['load']:.1f} s",
+        "encode a pair": seconds(measured["encode"]),
+        "four questions": seconds(measured["answer"]),
+        "libraries": format_bytes(measured["imported"]),
+        "peak of loading": format_bytes(measured["loading"]),
+        "peak": format_bytes(measured["peak"]),
+        "weights (estimate)": format_bytes(estimate["weights"]),
+        "peak (estimate)": f"{format_bytes(estimate['estimate'])}, {off:+.0%}",
+    }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

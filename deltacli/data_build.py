@@ -15,7 +15,7 @@ import typer
 
 from deltacli import options, parsing
 from deltacli.console import console, print_problems
-from deltacli.flag_groups import CommonFlags, grouped
+from deltacli.flag_groups import CommonFlags, given_flags, grouped
 from deltacli.options import OUTPUT, flag
 from deltavlm.messages import pluralize
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deltavlm.data.build import BuildResult
     from deltavlm.data.endpoint import QuestionWriter
     from deltavlm.data.examples import Problem
+    from deltavlm.data.layouts import Layout
     from deltavlm.data.masks import ClassMap, MaskRules
 
 RULES, REVIEW, OPEN_QUESTIONS = "Rules", "Review", "Open questions"
@@ -40,6 +41,14 @@ class SetFlags:
         str,
         flag("--name", panel=OUTPUT, metavar="NAME", help="Name of the set: files are NAME_SPLIT*.json."),
     ] = "built"
+    records: Annotated[
+        Literal["changechat-105k", "changechat-87k", "changeimti"],
+        flag(
+            "--records",
+            panel=OUTPUT,
+            help="Layout, wording and label rules of the set; changeimti: files in SPLIT_task_data.",
+        ),
+    ] = "changechat-105k"
     copy_images: Annotated[
         bool, flag("--copy-images", panel=OUTPUT, help="Copy the images into DIR, instead of linking IMAGES.")
     ] = False
@@ -153,12 +162,20 @@ class RuleFlags:
         ),
     ] = None
 
-    def mask_rules(self) -> MaskRules:
-        """Options of `measure_mask`."""
+    def mask_rules(self, records: Layout) -> MaskRules:
+        """Options of `measure_mask`. Raises: BadParameter for one beside the rules of a published set."""
+        from deltavlm.data.layouts import RULES
         from deltavlm.data.masks import MaskRules
 
+        if RULES[records] != "components":
+            flags = given_flags(replace(self, classes=None))
+            if flags:
+                raise typer.BadParameter(
+                    f"does not apply to --records {records}, which has rules of its own", param_hint=flags[0]
+                )
+            return MaskRules(RULES[records])
         connectivity: Literal[4, 8] = 8 if self.connectivity == "8" else 4
-        return MaskRules(connectivity, self.min_area, self.cell_rule, self.cell_share)
+        return MaskRules("components", connectivity, self.min_area, self.cell_rule, self.cell_share)
 
     def class_map(self) -> ClassMap:
         """Class codes of mask values. Raises: ConfigError."""
@@ -239,7 +256,7 @@ def build(
     json_summary: options.Json = False,
     common: CommonFlags,
 ) -> None:
-    """Build yes/no, counts, cells and dialogues from masks of roads and buildings, as in ChangeChat-105k.
+    """Build yes/no, counts, places and dialogues from masks of roads and buildings, as in a published set.
 
     Pairs that cannot be used are reported and left out; the exit code is then 3.
     """
@@ -266,16 +283,18 @@ class _Build:
         from deltavlm.errors import PartialFailure
 
         target = self.target
-        output = SetOutput(target.output, images, target.name, target.copy_images, self.overwrite)
+        output = SetOutput(
+            target.output, images, target.name, target.copy_images, self.overwrite, target.records
+        )
         splits = find_splits(images, target.split)
         written = [("-o", path) for path in (*output.files(splits), output.reply_log)]
         parsing.check_files(written, read)
         output.check(splits)
-        class_map = self.rules.class_map()
+        class_map, rules = self.rules.class_map(), self.rules.mask_rules(target.records)
         sentences, problems = (None, []) if captions is None else read_captions(captions)
         writer = self.endpoint.question_writer(output.reply_log)
         result = build_dataset(
-            BuildSources(images, masks, sentences, self.rules.mask_rules(), class_map),
+            BuildSources(images, masks, sentences, rules, class_map, target.records),
             target.name,
             splits,
             write_questions=writer,

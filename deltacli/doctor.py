@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from deltacli import options
-from deltacli.console import with_flags
+from deltacli.console import console, with_flags
 from deltacli.flag_groups import CommonFlags, ModelFlags, given_flags, grouped
 from deltacli.options import MODEL, flag
 from deltavlm.errors import DeltaVLMError, InputError
@@ -73,14 +73,25 @@ def doctor(json_report: options.Json = False, *, model: DoctorModelFlags, common
 def _prove(flags: DoctorModelFlags) -> tuple[list[Finding], dict[str, Any]]:
     """Findings about a model, and what was measured, for the JSON report."""
     from deltavlm.diagnostics.model import diagnose_model
+    from deltavlm.files import format_bytes
+    from deltavlm.model.kinds import read_footprint
+    from deltavlm.model.memory import free_memory
 
     flags.read_spec()
     flags.check_device()
+    footprint = read_footprint(flags.model, flags.runtime_options())
+    if footprint is not None:
+        free = free_memory(footprint.device)
+        free_text = "" if free is None else f", and {format_bytes(free)} are free"
+        console.info(f"{flags.model} needs about {format_bytes(footprint.peak())} of memory{free_text}")
     started = time.monotonic()
     model = flags.load()
     facts = {"name": model.name, "fingerprint": model.fingerprint, "device": model.device, **model.details}
     diagnosis = diagnose_model(model, time.monotonic() - started)
-    return list(diagnosis.findings), {"model": facts, "figures": dict(diagnosis.figures)}
+    figures = dict(diagnosis.figures)
+    if footprint is not None:
+        figures["estimated_bytes"] = float(footprint.peak())
+    return list(diagnosis.findings), {"model": facts, "figures": figures}
 
 
 class ProjCommand(TyperCommand):

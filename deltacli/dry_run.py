@@ -39,6 +39,7 @@ def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *
     if job.is_single:
         _print_notes(plans[0])
     estimate = _estimate(job, plans, flags)
+    memory = _memory(job, plans, flags) if isinstance(estimate, str) else {}
     if as_json:
         pairs = plan_dict(plans[0]) if job.is_single else _list_dict(job, plans)
         values = {
@@ -49,7 +50,8 @@ def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *
             **model,
             **evidence,
         }
-        values["estimate"] = {"unmeasured": estimate} if isinstance(estimate, str) else asdict(estimate)
+        unmeasured: dict[str, Any] = {"unmeasured": estimate, **memory}
+        values["estimate"] = unmeasured if isinstance(estimate, str) else asdict(estimate)
         typer.echo(json.dumps({"dry_run": True, **pairs, **values}, ensure_ascii=False))
         return
     lines = _pair_lines(plans[0]) if job.is_single else _list_lines(job, plans)
@@ -61,7 +63,11 @@ def print_dry_run(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags, *
         *evidence.items(),
         ("output", "stdout" if target == "-" else target),
         *extras.items(),
-        *([("time", estimate)] if isinstance(estimate, str) else _estimate_lines(estimate)),
+        *(
+            [("time", estimate), *_memory_lines(memory)]
+            if isinstance(estimate, str)
+            else _estimate_lines(estimate)
+        ),
     ]
     _print_lines(lines, on_stdout=target != "-")
 
@@ -95,6 +101,40 @@ def _estimate(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> Es
             return estimate_run(job, engine, chips, load_s)
         finally:
             logger.setLevel(level)
+
+
+def _memory(job: AnalyzeJob, plans: Sequence[PairPlan], flags: RunFlags) -> dict[str, int | None]:
+    """Memory that the models will take together, what must be free for it, and what is free, in bytes; empty
+    where it is not known before they are loaded, or is that of other machines."""
+    from deltavlm.model.kinds import kind_of, read_footprint
+    from deltavlm.model.memory import free_memory
+
+    if flags.engine.engine != "local" or any(map(kind_of, flags.model.names)):
+        return {}
+    options = flags.model.runtime_options()
+    read = [read_footprint(name, options) for name in flags.model.names]
+    footprints = [footprint for footprint in read if footprint is not None]
+    if not footprints:
+        return {}
+    chips = sum(plan.chips for plan in plans if plan.reason is None)
+    pairs = min(job.options.batch_size or chips, job.options.limit or chips)
+    peak = sum(each.peak(pairs) - each.libraries for each in footprints) + footprints[0].libraries
+    return {
+        "memory_bytes": peak,
+        "needed_bytes": sum(each.needed for each in footprints),
+        "free_bytes": free_memory(footprints[0].device),
+    }
+
+
+def _memory_lines(memory: dict[str, int | None]) -> list[Line]:
+    peak, needed, free = (memory.get(key) for key in ("memory_bytes", "needed_bytes", "free_bytes"))
+    if peak is None or needed is None:
+        return []
+    text = f"about {_size_text(peak)}, by the sizes of its weights"
+    if free is not None:
+        refused = " this run would be refused" if needed > free else ""
+        text += f"; {_size_text(free)} free{';' if refused else ''}{refused}"
+    return [("memory", text)]
 
 
 def _estimate_lines(estimate: Estimate) -> list[Line]:

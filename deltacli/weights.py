@@ -175,6 +175,7 @@ def fetch(
     from deltavlm.upstream import fetch as fetching
     from deltavlm.upstream import plan as planning
     from deltavlm.upstream.components import MCI, parse_revisions, select_components
+    from deltavlm.upstream.memory import published_memory
 
     if name not in ("deltavlm-7b", "mci"):
         raise InputError(f"no published model {name!r}; there are deltavlm-7b and mci")
@@ -192,6 +193,8 @@ def fetch(
         revisions=parse_revisions(revision or (), components),
     )
     for line in plan.lines():
+        console.info(line)
+    for line in published_memory(name):
         console.info(line)
     if name == "mci" and folder is not None:
         _check_vocabulary(plan, vocab)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +23,9 @@ from deltavlm.model.interface import Masks
 from deltavlm.pipeline.job import AnalyzeOptions
 from tests.rasters import noise, write_raster
 from tests.scripted_model import ScriptedModel
+
+if TYPE_CHECKING:
+    from tests.mci_reference import Reference
 
 # Small tensors on several threads wait for each other: on two busy cores one file took 256 s instead of 13 s.
 # Set before torch is imported, and inherited by the programs that tests start.
@@ -164,3 +167,21 @@ def changechat_folder(changechat_files: Path, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("changechat") / "tiny"
     convert(Sources(changechat_files / BASE, changechat_files / CLIP, changechat_files / ADAPTER), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def changevg_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random published files of ChangeVG at small size, with expected results; needs peft."""
+    from tests.changevg_reference import write_files
+
+    folder = tmp_path_factory.mktemp("changevg") / "published"
+    write_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mci_files(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Random published files of MCI at small size, with expected results of one pair."""
+    from tests.mci_reference import write_files
+
+    return write_files(tmp_path_factory.mktemp("mci") / "published", pairs=1)

@@ -438,12 +438,19 @@ def random_images(pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return before, after
 
 
+def write_published(folder: Path, parts: Mapping[str, Weights] | None = None) -> dict[str, Path]:
+    """Write the published files alone, by default of `random_weights`; returns what a conversion reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {"checkpoint": folder / "MCI_model.pth", "vocab": folder / "vocab.json"}
+    torch.save(parts or random_weights(), paths["checkpoint"])
+    paths["vocab"].write_text(json.dumps({word: index for index, word in enumerate(WORDS)}))
+    return paths
+
+
 def write_files(folder: Path, *, pairs: int = 3, seed: int = SEED) -> Reference:
     """Write the published files, and what the formulas give for some pairs of images."""
-    folder.mkdir(parents=True, exist_ok=True)
     parts = random_weights(seed)
-    torch.save(parts, folder / "MCI_model.pth")
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(WORDS)}))
+    write_published(folder, parts)
     before, after = random_images(pairs, seed)
     arrays = {
         "uint8_A": torch.from_numpy(before).permute(0, 2, 3, 1).contiguous(),

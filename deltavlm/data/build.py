@@ -4,9 +4,9 @@
     result = build_dataset(sources, "mine")
     SetOutput(folder, images, "mine").write(result)
 
-Yes/no, counts, cells and dialogues of each pair come from its mask, in the released schema and wording;
-captions are those that people wrote. Open questions come from `write_questions`, e.g. a language model (see
-`endpoint`).
+Yes/no, counts, cells and dialogues of each pair come from its mask, in the schema and wording of a released
+set (`layouts`); captions are those that people wrote. Open questions come from `write_questions`, e.g. a
+language model (see `endpoint`).
 """
 
 from __future__ import annotations
@@ -18,21 +18,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltavlm.data.changechat import NAME, ImagePair, Record, training_records, write_json_files
+from deltavlm.data.changechat import NAME, Record, write_json_files
 from deltavlm.data.examples import SPLITS, Problem
 from deltavlm.data.images import image_size
+from deltavlm.data.layouts import Layout, PairContent, files_of, records_of
 from deltavlm.data.levircc import PairCaptions
-from deltavlm.data.masks import LEVIR_MCI, ClassMap, MaskRules, find_mask, measure_mask, read_mask
+from deltavlm.data.masks import (
+    LEVIR_MCI,
+    ClassMap,
+    MaskRules,
+    find_mask,
+    find_polygons,
+    measure_mask,
+    read_mask,
+)
 from deltavlm.data.progress import CountProgress, no_progress
-from deltavlm.data.synthetic.phrases import QuestionAnswer, count_answer, count_sentence
+from deltavlm.data.synthetic.phrases import QuestionAnswer
 from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.files import refuse_existing, staged_folder
 from deltavlm.messages import pluralize
-from deltavlm.tasks import classify, count, dialogue, locate
+from deltavlm.tasks import contours, count, locate
 
 __all__ = ["BuildResult", "BuildSources", "PairFacts", "SetOutput", "build_dataset", "find_splits"]
 
-SUFFIXES = ("", "_binary", "_count", "_loc", "_open", "_dialog")
+NO_POLYGONS = contours.Contours()
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -44,6 +53,7 @@ class PairFacts:
     cells: locate.Cells
     captions: tuple[str, ...]  # empty without a caption file
     changed: bool  # the annotators' flag; without captions, True when anything is counted
+    polygons: contours.Contours = NO_POLYGONS  # of the set whose places they are
 
 
 WriteQuestions = Callable[[str, PairFacts], Sequence[QuestionAnswer]]
@@ -52,13 +62,15 @@ WriteQuestions = Callable[[str, PairFacts], Sequence[QuestionAnswer]]
 
 @dataclass(frozen=True, slots=True)
 class BuildSources:
-    """Inputs: images in IMAGES/SPLIT/A and B, masks in MASKS/SPLIT/label or MASKS/SPLIT, and captions."""
+    """Inputs: images in IMAGES/SPLIT/A and B, masks in MASKS/SPLIT/label or MASKS/SPLIT, and captions; and
+    how records are made of them."""
 
     images: Path
     masks: Path
     captions: Mapping[tuple[str, str], PairCaptions] | None = None
     rules: MaskRules = field(default_factory=MaskRules)
     classes: ClassMap = LEVIR_MCI
+    layout: Layout = "changechat-105k"
 
     def image_names(self, split: str) -> list[str]:
         """File names of images of either date, sorted."""
@@ -80,12 +92,13 @@ class BuildSources:
                     f" {size[0]} x {size[1]}"
                 )
         counts, cells = measure_mask(mask, self.rules)
+        polygons = find_polygons(mask) if self.layout == "changechat-87k" else NO_POLYGONS
         if self.captions is None:
-            return PairFacts(counts, cells, (), counts != count.Counts(0, 0))
+            return PairFacts(counts, cells, (), counts != count.Counts(0, 0), polygons)
         captions = self.captions.get((split, file))
         if captions is None:
             raise InputError(f"{split}/{file} has no captions")
-        return PairFacts(counts, cells, captions.captions, captions.changed)
+        return PairFacts(counts, cells, captions.captions, captions.changed, polygons)
 
 
 @dataclass(slots=True)
@@ -149,7 +162,7 @@ def build_dataset(
                 result.problems.append(Problem("image", location, str(error)))
             else:
                 questions = _open_questions(result, location, facts, write_questions)
-                _add_pair(result, name, location, facts, questions)
+                _add_pair(result, name, location, facts, questions, sources.layout)
             update(completed, "")
     if not result.pairs:
         first = result.problems[0].message
@@ -177,32 +190,23 @@ def _add_pair(
     location: str,
     facts: PairFacts,
     questions: Sequence[QuestionAnswer] | None,
+    layout: Layout,
 ) -> None:
     """Add the records of a pair, and a note when its flag contradicts its mask."""
     split, file = location.split("/", 1)
-    pair = ImagePair(Path(file).stem, (f"{split}/A/{file}", f"{split}/B/{file}"), facts.changed)
-    yes_no = classify.format_answer(facts.changed)
-    turns = [
-        QuestionAnswer(dialogue.TURNS[0], yes_no),
-        QuestionAnswer(dialogue.TURNS[1], count_sentence(facts.counts)),
-        *(QuestionAnswer(dialogue.TURNS[2], sentence) for sentence in facts.captions[:1]),
-    ]
-    answers = {
-        "binary": QuestionAnswer(classify.PROMPT, yes_no),
-        "count": QuestionAnswer(count.PROMPT, count_answer(facts.changed, facts.counts)),
-        "loc": QuestionAnswer(locate.PROMPT, locate.format_answer(facts.cells)),
-    }
-    records = {f"_{kind}": [pair.conversation_record(kind, [turn])] for kind, turn in answers.items()}
-    records["_dialog"] = [pair.conversation_record("dialog", turns)]
-    if facts.captions:
-        records[""] = [pair.caption_record(facts.captions)]
-    if questions is not None:
-        records["_open"] = pair.open_records(questions)
-    if split == "train":
-        records = {"": training_records(pair, records)}
-    for suffix, group in records.items():
-        result.files.setdefault(f"{name}_{split}{suffix}.json", []).extend(group)
-    result.images += pair.paths
+    content = PairContent(
+        Path(file).stem,
+        (f"{split}/A/{file}", f"{split}/B/{file}"),
+        facts.changed,
+        facts.counts,
+        facts.cells,
+        facts.polygons,
+        facts.captions,
+        questions,
+    )
+    for path, group in records_of(content, layout, name, split).items():
+        result.files.setdefault(path, []).extend(group)
+    result.images += content.paths
     result.pairs += 1
     if not facts.changed and facts.counts != count.Counts(0, 0):
         counts = count.format_answer(facts.counts)
@@ -222,7 +226,7 @@ def _unused_captions(sources: BuildSources, pairs: Sequence[tuple[str, str]]) ->
 
 @dataclass(frozen=True, slots=True)
 class SetOutput:
-    """Output folder of a built set: FOLDER/NAME_SPLIT*.json, and FOLDER/images as a link or a copy.
+    """Output folder of a built set: the files of its layout, and FOLDER/images as a link or a copy.
 
     Raises: ConfigError for a name that no set may have.
     """
@@ -232,6 +236,7 @@ class SetOutput:
     name: str = "built"
     copy_images: bool = False
     overwrite: bool = False
+    layout: Layout = "changechat-105k"
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]*", self.name, flags=re.ASCII):
@@ -246,12 +251,7 @@ class SetOutput:
 
     def files(self, splits: Sequence[str]) -> list[Path]:
         """JSON files that a build of these splits can have."""
-        suffixes = {split: ("",) if split == "train" else SUFFIXES for split in splits}
-        return [
-            self.folder / f"{self.name}_{split}{suffix}.json"
-            for split in splits
-            for suffix in suffixes[split]
-        ]
+        return [self.folder / file for split in splits for file in files_of(self.layout, self.name, split)]
 
     def check(self, splits: Sequence[str]) -> None:
         """Raises: OutputError when a file exists, or other images are in the way."""
@@ -269,7 +269,7 @@ class SetOutput:
             if not self._has_images():
                 self._write_images(scratch / "images", result.images)
         for path in self.files(splits):  # an earlier build may have had captions, or open questions
-            if path.name not in result.files:
+            if str(path.relative_to(self.folder).as_posix()) not in result.files:
                 path.unlink(missing_ok=True)
 
     def _has_images(self) -> bool:

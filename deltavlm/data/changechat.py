@@ -142,4 +142,5 @@ def write_chip_set(
 def write_json_files(folder: Path, files: Mapping[str, Sequence[Record]]) -> None:
     """Write JSON lists by file name, each atomically. Raises: OSError."""
     for name, records in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / name, json.dumps(records, indent=1) + "\n")

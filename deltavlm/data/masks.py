@@ -10,7 +10,15 @@ LEVIR-MCI:
 - Source: https://github.com/Chen-Yang-Liu/Change-Agent
 - Paper: not stated here.
 
-The rules decide scores, so each is an option of `MaskRules`:
+The rules decide scores, so each is an option of `MaskRules`. Two published sets have rules of their own, in
+which the outlines of objects are simplified to polygons (`outlines`):
+
+- ChangeChat-87k counts all outlines, and its places are the polygons; the cells are those that they reach
+  into;
+- ChangeIMTI counts the polygons that have an area, which a single pixel and a long straight strip have not;
+  the cell of each is that of its centroid, without the decimals.
+
+By the rule of components:
 
 - an object is a connected component of one class; with connectivity 8 pixels that touch at a corner connect;
 - a component of fewer than `min_area_px` pixels is ignored, neither counted nor located;
@@ -20,7 +28,7 @@ The rules decide scores, so each is an option of `MaskRules`:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -29,15 +37,17 @@ import numpy as np
 import numpy.typing as npt
 
 from deltavlm.data.images import open_image
+from deltavlm.data.outlines import moments, outlines, polygon_of
 from deltavlm.data.synthetic.facts import cell_shares
 from deltavlm.errors import ConfigError, InputError
 from deltavlm.messages import pluralize
+from deltavlm.tasks import contours
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import LABELS, Cells
 
 __all__ = [
-    *("CELL_RULES", "LEVIR_MCI", "ClassMap", "MaskRules", "find_mask", "measure_mask", "parse_class_map"),
-    "read_mask",
+    *("CELL_RULES", "LEVIR_MCI", "ClassMap", "MaskRules", "find_mask", "find_polygons", "measure_mask"),
+    *("parse_class_map", "read_mask"),
 ]
 
 CellRule = Literal["any", "share", "centroid"]
@@ -48,8 +58,9 @@ CLASSES = {"background": BACKGROUND, "road": ROAD, "building": BUILDING}
 
 @dataclass(frozen=True, slots=True)
 class MaskRules:
-    """Options of `measure_mask`."""
+    """Options of `measure_mask`; all but the first are those of the rule "components"."""
 
+    rule: Literal["components", "changechat", "changeimti"] = "components"
     connectivity: Literal[4, 8] = 8
     min_area_px: int = 1
     cell_rule: CellRule = "any"
@@ -145,9 +156,46 @@ def find_mask(masks: Path, before: str) -> Path:
 
 def measure_mask(mask: npt.NDArray[np.uint8], rules: MaskRules = MaskRules()) -> tuple[Counts, Cells]:
     """Count and locate the roads and buildings of a mask of class codes, (height, width)."""
+    if rules.rule != "components":
+        borders = [outlines(mask == code) for code in (ROAD, BUILDING)]
+        if rules.rule == "changechat":
+            cells = contours.cells_of(find_polygons(mask))
+            return Counts(*map(len, borders)), cells
+        (roads, road_cells), (buildings, building_cells) = (
+            _centroid_cells(each, mask.shape) for each in borders
+        )
+        return Counts(roads, buildings), Cells(road_cells, building_cells)
     roads, road_cells = _measure_class(mask == ROAD, rules)
     buildings, building_cells = _measure_class(mask == BUILDING, rules)
     return Counts(roads, buildings), Cells(road_cells, building_cells)
+
+
+def find_polygons(mask: npt.NDArray[np.uint8]) -> contours.Contours:
+    """Simplified outlines of the roads and buildings of a mask of class codes, in pixels of an image of
+    `contours.SIZE_PX`."""
+    height, width = mask.shape
+    scale = np.array([contours.SIZE_PX / width, contours.SIZE_PX / height])
+    is_scaled = (width, height) != (contours.SIZE_PX, contours.SIZE_PX)
+
+    def polygons(code: int) -> tuple[contours.Polygon, ...]:
+        corners = [polygon_of(outline) for outline in outlines(mask == code)]
+        scaled = [np.round(each * scale).astype(int) if is_scaled else each for each in corners]
+        return tuple(tuple((int(x), int(y)) for x, y in polygon) for polygon in scaled)
+
+    return contours.Contours(polygons(ROAD), polygons(BUILDING))
+
+
+def _centroid_cells(
+    borders: Sequence[npt.NDArray[np.int64]], shape: tuple[int, ...]
+) -> tuple[int, tuple[str, ...]]:
+    """Number of outlines whose polygon has an area, and the cells of their centroids, row by row."""
+    height, width = shape
+    named = set()
+    centroids = [each for each in (moments(polygon_of(outline)) for outline in borders) if each.area]
+    for each in centroids:
+        row, col = 3 * int(each.y) // height, 3 * int(each.x) // width
+        named.add(3 * row + col)
+    return len(centroids), tuple(label for index, label in enumerate(LABELS) if index in named)
 
 
 def _measure_class(mask: npt.NDArray[np.bool_], rules: MaskRules) -> tuple[int, tuple[str, ...]]:

@@ -45,6 +45,14 @@ def pick_device(device: str) -> str:
     return device
 
 
+def plan_device(options: RuntimeOptions, hidden: int) -> tuple[str, str]:
+    """Device and name of the dtype of a run, see `pick_device` and `pick_dtype`. Raises: InputError,
+    ConfigError."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, hidden, device)
+    return device, next(name for name, value in DTYPES.items() if value == dtype)
+
+
 def resolve_device(options: RuntimeOptions) -> str:
     """Device on which a model will run. Raises: InputError if it is missing, or cannot quantize."""
     device = pick_device(options.device)

@@ -4,7 +4,8 @@
     hf:OWNER/NAME, hf:FOLDER     a vision-language model for transformers, perhaps with +ADAPTER
     openai:URL#MODEL             a model behind an OpenAI-compatible server; its URL may be in OPENAI_BASE_URL
 
-Each kind is a module with `read_spec(name, options)` and `load(name, options)`.
+Each kind is a module with `read_spec(name, options)` and `load(name, options)`; one of checkpoints also has
+`read_footprint(name, options)`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from deltavlm.errors import ConfigError, ModelError
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import DEFAULT_KIND, find_folder, read_kind
+from deltavlm.model.footprint import Footprint
 from deltavlm.model.interface import ChangeModel
 
 CHECKPOINTS: Mapping[str, str] = {
@@ -90,6 +92,18 @@ def read_spec(name: str, options: RuntimeOptions | None = None) -> ModelSpec:
     """
     spec: ModelSpec = _module(name).read_spec(name, options or RuntimeOptions())
     return spec
+
+
+def read_footprint(name: str, options: RuntimeOptions | None = None) -> Footprint | None:
+    """Memory that a model will take with these options, before its weights are read; None for models of the
+    Hub, which tell it when they are loaded, and of servers.
+
+    Raises: InputError if there is no such model or device; ModelError if its files cannot be read.
+    """
+    if kind_of(name):
+        return None
+    footprint: Footprint | None = _module(name).read_footprint(name, options or RuntimeOptions())
+    return footprint
 
 
 def load_model(

@@ -6,8 +6,10 @@ the model's configuration.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -27,6 +29,7 @@ PAIRS = {"cpu": 32, "mps": 64, "cuda": 64}
 ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
 CPU_ENCODE_PAIRS = 8  # pairs that a CPU encodes at once: more are no faster, and their maps fill the memory
 
+QUESTIONS, ROW_TOKENS = 4, 128  # standard questions; tokens of a row of them, with its answer
 FREE_SHARE = 0.8  # of the free memory; the remainder covers fragmentation, and what probes did not measure
 CGROUP = Path("/sys/fs/cgroup")  # limits of the container
 MAX_PAIRS = 64  # times four questions are 256 rows, beyond which a GPU of today gains nothing
@@ -152,6 +155,11 @@ def row_bytes(config: DeltaVLMConfig, tokens: int, beams: int, itemsize: int) ->
     return beams * (cache + block + logits) + query
 
 
+def pair_bytes(config: DeltaVLMConfig, itemsize: int) -> int:
+    """Memory of a pair in a batch, in bytes: the rows of the standard questions about it."""
+    return QUESTIONS * row_bytes(config, ROW_TOKENS, config.decoding.beams, itemsize)
+
+
 def run_in_batches(
     order: Sequence[int],
     size: int,
@@ -194,6 +202,17 @@ def available_memory() -> int | None:
         reclaimable = _fields(CGROUP / "memory.stat").get("inactive_file", 0)
         available = min(available, max(0, limit - used + reclaimable))
     return available
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that a model can still take on a device; None where the system does not tell."""
+    return CudaMeter(device).free() if device.startswith("cuda") else available_memory()
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system, where the C library can: glibc keeps what lies between others."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _fields(path: Path) -> dict[str, int]:

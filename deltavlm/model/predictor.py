@@ -7,7 +7,8 @@ N pairs, R rows of (pair, question).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from deltavlm.model.deltavlm import DeltaVLM, GenerationOptions, PairFeatures, T
 from deltavlm.model.device import (
     bf16_cpu,
     pick_dtype,
+    plan_device,
     resolve_device,
     to_device,
     tune_malloc,
@@ -32,14 +34,18 @@ from deltavlm.model.device import (
 )
 from deltavlm.model.folder import WEIGHTS, find_folder, read_config
 from deltavlm.model.folder import fingerprint as fingerprint_of
+from deltavlm.model.footprint import Footprint, Stored, check_fits, footprint_of, sizes_of
 from deltavlm.model.images import resize_images
 from deltavlm.model.interface import Masks, PairContext, Pixels, Question
 from deltavlm.model.memory import (
     CPU_ENCODE_PAIRS,
     PAIRS,
+    QUESTIONS,
     ROWS,
     CudaMeter,
     Meter,
+    free_memory,
+    pair_bytes,
     pairs_that_fit,
     row_bytes,
     rows_that_fit,
@@ -202,6 +208,26 @@ class Predictor(CheckpointModel):
             )
 
 
+def read_footprint(folder: Path, options: RuntimeOptions) -> Footprint:
+    """Memory that a checkpoint folder will take. Raises: InputError, ModelError."""
+    config = options.apply_to(read_config(folder))
+    device, dtype = plan_device(options, config.language.hidden)
+    files = checkpoint.weight_files(folder, config)
+    sizes = sizes_of(path for path in files if path.suffix != ".bin")
+    pickles = [path.stat().st_size for path in files if path.suffix == ".bin"]  # not looked into
+    linked = tuple((Stored(size // 2, size, "F16", quantizable=True),) for size in pickles)
+    sizes = replace(sizes, files=(*sizes.files, *linked))
+    kind = device.split(":")[0]
+    return footprint_of(
+        sizes,
+        lambda itemsize: pair_bytes(config, itemsize),
+        device=device,
+        dtype=dtype,
+        quantize=options.quantize,
+        pairs=1 if kind == "cuda" else ROWS[kind] // QUESTIONS,  # a GPU's batches follow its memory
+    )
+
+
 def load(name_or_folder: str, options: RuntimeOptions) -> Predictor:
     """Load a checkpoint by the name of a model, or by its folder; see `kinds.load_model`."""
     if options.threads:
@@ -213,14 +239,15 @@ def load(name_or_folder: str, options: RuntimeOptions) -> Predictor:
     if calibration is not None:
         calibration.check_model(config.name, fingerprint)
     dtype = pick_dtype(options.dtype, config.language.hidden, device)
-    if device == "cpu":
-        tune_malloc()
+    check_fits(config.name, read_footprint(folder, options), free_memory(device))
     try:
         _, model = checkpoint.load(folder, dtype=dtype, device=device, quantize=options.quantize)
     except torch.OutOfMemoryError as error:
         raise ModelOutOfMemory(
             f"{config.name} does not fit on {device}; try `quantize='int8'` or int4, or `device='cpu'`"
         ) from error
+    if device == "cpu":
+        tune_malloc()  # not before: what loading frees would be kept
     questions, codec = load_codecs(folder)
     return Predictor(
         model,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.extras import require_package
+from deltavlm.model.memory import trim_heap
 
 Kind = Literal["int8", "int4"]
 THRESHOLD = 6.0  # of LLM.int8(), as in the paper
@@ -110,6 +111,7 @@ def quantize_weights(
     for name, tensor in weights:
         if name in names and tensor.ndim == 2:
             layers[name] = quantize_layer(tensor, kind, device)
+            trim_heap()  # on a CPU the float32 copies of a layer are many times its size
             kept[name] = torch.empty_like(tensor, device="meta")
         else:
             kept[name] = tensor
@@ -117,10 +119,15 @@ def quantize_weights(
 
 
 def replace_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
-    """Replace the layers of `model` by those in `layers`, which are keyed by the names of their weights."""
+    """Replace the layers of `model` by those in `layers`, which are keyed by the names of their weights; one
+    without a bias takes that of the layer that it replaces."""
     for name, layer in layers.items():
         parent, _, attribute = name.removesuffix(".weight").rpartition(".")
-        setattr(model.get_submodule(parent), attribute, layer)
+        owner = model.get_submodule(parent)
+        bias = getattr(getattr(owner, attribute), "bias", None)
+        if bias is not None and getattr(layer, "bias", None) is None:
+            layer.bias = bias
+        setattr(owner, attribute, layer)
 
 
 def tensor_bytes(module: nn.Module) -> int:

@@ -10,6 +10,7 @@ from deltavlm.errors import ConfigError
 from deltavlm.extras import require_torch
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, has_graphs, read_config
+from deltavlm.model.footprint import Footprint
 from deltavlm.model.interface import ChangeModel
 from deltavlm.model.kinds import ModelSpec
 
@@ -22,6 +23,16 @@ def read_spec(name_or_folder: str, options: RuntimeOptions) -> ModelSpec:
     config = options.apply_to(read_config(folder))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ModelSpec(config.name, config.chip_px, config.training_gsd_m, config.dense is not None, size)
+
+
+def read_footprint(name: str, options: RuntimeOptions) -> Footprint | None:
+    """Memory that a checkpoint will take; see `kinds.read_footprint`. None for OpenVINO's small models."""
+    folder = find_folder(name)
+    if pick_runtime(folder, options) == "openvino":
+        return None
+    from deltavlm.model import predictor
+
+    return predictor.read_footprint(folder, options)
 
 
 def load(name_or_folder: str, options: RuntimeOptions) -> ChangeModel:

@@ -1,4 +1,4 @@
-"""LoRA adapter of a checkpoint of kind changevg: chats with the captions of its guide, and batches.
+"""LoRA adapter of a checkpoint of kind changevg: chats with what its guide found, and batches.
 
     model without adapter -> `train` -> adapter_config.json, adapter_model.safetensors
       -> `weights convert --kind changevg --adapter` merges it
@@ -19,11 +19,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from deltavlm.model.changevg.config import END, IMAGE_TOKEN, START, Prompt
+from deltavlm.model.changevg.config import END, IMAGE_TOKEN, START, Guide, Prompt
 from deltavlm.model.changevg.model import ChangeVGModel, load_model
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.folder import find_folder
+from deltavlm.model.interface import Pixels
 from deltavlm.scoring.inference import PairExamples
 from deltavlm.tasks.phrasing import CHANGEIMTI
 from deltavlm.training.config import TrainConfig
@@ -48,20 +49,23 @@ class ChangeVGTarget(AdapterTarget):
     """A ChangeVG that an adapter is trained for."""
 
     model: ChangeVGModel
-    captions: dict[bytes, str] = field(default_factory=dict)  # of the guide, by a checksum of both images
+    guides: dict[bytes, tuple[Guide, Pixels]] = field(default_factory=dict)  # by a checksum of both images
 
     def chats(self, pair: PairExamples) -> list[Chat]:
         return phrased_chats(pair, CHANGEIMTI)
 
     def collate(self, samples: Sequence[ChatSample], balance: Balance) -> ChatBatch:
-        """Patches of all images, both dates of a pair in turn, and ids (R, S) with their types."""
-        rows, labels = [], []
+        """Patches of all images in the order of the prompts, and ids (R, S) with their types."""
+        rows, labels, images = [], [], list[Pixels]()
         for sample in samples:
             ids, learned = self.token_ids(sample)
+            pictures = [np.asarray(image).transpose(2, 0, 1) for image in sample.images]
+            order = self.prompt(sample).images
+            pictures += [self.guide(sample)[1]] * (2 in order)
+            images += [pictures[index] for index in order]
             rows.append(ids)
             labels.append([id_ if on else IGNORE_INDEX for id_, on in zip(ids, learned, strict=True)])
         model = self.model
-        images = [np.asarray(image).transpose(2, 0, 1) for sample in samples for image in sample.images]
         patches = model.pixels(images)
         input_ids = pad_rows(rows, model.pad)
         inputs = {
@@ -75,9 +79,7 @@ class ChangeVGTarget(AdapterTarget):
 
     def token_ids(self, sample: ChatSample) -> tuple[list[int], list[bool]]:
         """Ids of a chat, and for each whether it is learned: answers of all turns and their ends."""
-        question = sample.chat.question
-        prompt = self.model.prompt(self.guide_caption(sample), question, question.prompt)
-        segments = [*prompt.segments, sample.chat.answer, END]
+        segments = [*self.prompt(sample).segments, sample.chat.answer, END]
         answers = {len(segments) - 2: 0}  # index of the segment -> number of its ids before the answer
         heading = len(self._encode(ASSISTANT))
         for index, (before, segment) in enumerate(pairwise(segments[:-3]), start=1):
@@ -97,16 +99,21 @@ class ChangeVGTarget(AdapterTarget):
     def _encode(self, segment: str) -> list[int]:
         return self.model.token_ids(Prompt((segment,), images_first=False))
 
-    def guide_caption(self, sample: ChatSample) -> str:
-        """Caption of the guide about the images of a sample, written once; empty without guidance."""
-        if self.model.config.guidance == "none":
-            return ""
+    def prompt(self, sample: ChatSample) -> Prompt:
+        """Prompt of a sample, with the guide as the model is asked."""
+        question, guidance = sample.chat.question, self.model.config.guidance
+        sentence = "" if guidance == "none" else self.guide(sample)[0].sentence(guidance)
+        return self.model.prompt(sentence, question, question.prompt)
+
+    def guide(self, sample: ChatSample) -> tuple[Guide, Pixels]:
+        """Findings of the guide about a sample, and the picture of its mask; it is asked once."""
         pixels = [np.asarray(image).transpose(2, 0, 1)[None] for image in sample.images]
         key = hashlib.blake2b(b"".join(each.tobytes() for each in pixels), digest_size=16).digest()
-        if key not in self.captions:
-            guide = self.model.guide
-            self.captions[key] = guide.captions(guide.encode(pixels[0], pixels[1]))[0].text
-        return self.captions[key]
+        if key not in self.guides:
+            model = self.model
+            encoding = model.guide.encode(pixels[0], pixels[1])
+            self.guides[key] = (model.guides(encoding)[0], model.mask_pictures(encoding)[0])
+        return self.guides[key]
 
     def validation_copy(self, device: str) -> ChangeVGTarget:
         tokenizer, processor = copy.deepcopy(self.model.tokenizer), copy.deepcopy(self.model.processor)

@@ -36,7 +36,14 @@ from deltavlm.upstream.checks import Check
 from deltavlm.upstream.kinds import Contents, Converted, Dtype
 from deltavlm.upstream.read import describe_source, sha256_of, tensors
 from deltavlm.upstream.sizes import language_config
-from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors, split_tensors
+from deltavlm.upstream.write import (
+    check_new,
+    check_resources,
+    check_shapes,
+    new_checkpoint,
+    save_tensors,
+    split_tensors,
+)
 
 TRAINED = "non_lora_trainables.bin"  # what an adapter's training changed beside the adapter
 
@@ -103,6 +110,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     }
     files: dict[str, str] = {}
     shapes: dict[str, torch.Size] = {}
+    check_resources(folder, sources.base, sources.vision)
     with new_checkpoint(folder) as scratch:
         merged = _merged(_renamed(sources.base, BASE, ignored), adapter)
         for number, shard in enumerate(split_tensors(_language_weights(merged, small)), start=1):

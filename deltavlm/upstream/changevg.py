@@ -41,7 +41,14 @@ from deltavlm.upstream.adapters import Lora, check_all_merged, read_adapter
 from deltavlm.upstream.checks import Check, Comparison, read_results
 from deltavlm.upstream.kinds import Contents, Converted, Dtype
 from deltavlm.upstream.read import describe_source, sha256_of, shards, source_name, tensors
-from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors, split_tensors
+from deltavlm.upstream.write import (
+    check_new,
+    check_resources,
+    check_shapes,
+    new_checkpoint,
+    save_tensors,
+    split_tensors,
+)
 
 INDEX = "model.safetensors.index.json"
 REQUIRED = ("config.json", "tokenizer.json")
@@ -108,6 +115,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
         **({} if adapter is None else {"adapter": describe_source(adapter.path)}),
         "guide": describe_source(_guide_file(sources.mci)),
     }
+    check_resources(folder, sources.base, _guide_file(sources.mci))
     with new_checkpoint(folder) as scratch:
         guide = _convert_guide(sources, scratch / GUIDE, notify)
         (scratch / MODEL).mkdir()
@@ -278,7 +286,7 @@ def _compare_pairs(
     findings = model.guide.findings(encoded.guide)
     for guide in values["guides"]:
         pair = guide["pair"]
-        comparison.values("guide, caption", encoded.captions[pair], guide["caption"])
+        comparison.values("guide, caption", encoded.guides[pair].caption, guide["caption"])
         comparison.values("guide, counts", dict(findings[pair].counts), guide["counts"])
     for pair in range(len(encoded)):
         for index, date in enumerate("AB"):
@@ -307,7 +315,7 @@ def _compare_case(
 ) -> None:
     """Compare prompts, token ids, positions, first logits and answers of a case, turn by turn."""
     pair, stem = case["pair"], f"c{case['case']}"
-    caption = encoded.captions[pair]
+    caption = encoded.guides[pair].caption
     images_first = case["template"] == "images-first"
     history: list[tuple[str, str]] = []
     for number, turn in enumerate(_turns(case)):
@@ -343,7 +351,7 @@ def _compare_batch(
     """Compare the answers to all turns in one batch of mixed lengths and penalties."""
     rows = []
     for case in cases:
-        caption, history = encoded.captions[case["pair"]], list[tuple[str, str]]()
+        caption, history = encoded.guides[case["pair"]].caption, list[tuple[str, str]]()
         for turn in _turns(case):
             text = _marked(turn["text_of_turn"], caption, images_first=case["template"] == "images-first")
             ids = model.token_ids(make_prompt(history, text, guide_sentence(caption)))

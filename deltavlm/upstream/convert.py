@@ -33,7 +33,14 @@ from deltavlm.upstream.inspect import Inspection, inspect_weights, read_checkpoi
 from deltavlm.upstream.read import describe_source, sha256_of, source_name, tensors
 from deltavlm.upstream.sizes import read_config
 from deltavlm.upstream.tower import read_tower
-from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint, save_tensors, split_tensors
+from deltavlm.upstream.write import (
+    check_new,
+    check_resources,
+    check_shapes,
+    new_checkpoint,
+    save_tensors,
+    split_tensors,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -102,6 +109,9 @@ def convert(
         "vision": describe_source(sources.vision),
         "language": source_name(sources.llm),
     }
+    copied = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    language = None if link_language else sources.llm
+    check_resources(folder, sources.checkpoint, sources.vision, language, copied=copied)
     with new_checkpoint(folder) as scratch:
         notify("writing vision, difference module, Q-Former")
         save_tensors(scratch / WEIGHTS, weights, provenance)

@@ -30,7 +30,7 @@ from deltavlm.model.mci.network import MCI
 from deltavlm.upstream.checks import Check, Comparison, read_results
 from deltavlm.upstream.kinds import Contents, Converted, Dtype
 from deltavlm.upstream.read import describe_source, unpickle
-from deltavlm.upstream.write import check_new, check_shapes, new_checkpoint
+from deltavlm.upstream.write import check_new, check_resources, check_shapes, new_checkpoint
 
 PARTS = ("encoder_dict", "encoder_trans_dict", "decoder_dict")
 LEVEL_TOLERANCE = 3e-5  # of the maps of the backbone
@@ -157,6 +157,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
         "checkpoint": describe_source(sources.checkpoint),
         "vocabulary": describe_source(sources.vocab),
     }
+    check_resources(folder, sources.checkpoint)
     with new_checkpoint(folder) as scratch:
         notify(f"writing {WEIGHTS}")
         save_folder(scratch, config, words, weights, provenance)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from deltavlm.errors import InputError, OutputError
-from deltavlm.files import atomic_folder
+from deltavlm.files import atomic_folder, format_bytes, free_bytes
+from deltavlm.model.memory import available_memory
 from deltavlm.model.tensors import write_tensors
+from deltavlm.upstream.read import shards
 
 SHARD_BYTES = 2 << 30  # of the written files, the amount held in memory at once
 
@@ -20,6 +22,27 @@ def check_new(folder: Path) -> None:
     """Raises: OutputError for a folder that exists and has files, or a file."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already; give another folder, or delete it")
+
+
+def check_resources(folder: Path, *sources: Path | None, copied: int = 0) -> None:
+    """Check that the disk has room for a copy of the weights in `sources`, and memory for a shard of them, or
+    for `copied` bytes if these are more.
+
+    Raises: InputError that says what is needed and what is free.
+    """
+    size = sum(file.stat().st_size for source in sources if source is not None for file in shards(source))
+    disk, memory = free_bytes(folder), available_memory()
+    if size > disk:
+        raise InputError(
+            f"converting needs up to {format_bytes(size)} on the disk of {folder}, and {format_bytes(disk)}"
+            " are free; free more, or give a folder on another disk"
+        )
+    needed = max(min(size, SHARD_BYTES), copied)
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"converting needs about {format_bytes(needed)} of memory, and {format_bytes(memory)} are free;"
+            " free more, or convert on another machine"
+        )
 
 
 @contextmanager

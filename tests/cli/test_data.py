@@ -128,6 +128,19 @@ def test_build_reports_pairs_that_it_leaves_out(run: Run, images: Path) -> None:
     assert not Path("set/images").is_symlink()
 
 
+def test_records_of_another_set_have_its_files_and_rules(run: Run, images: Path) -> None:
+    args = ("data", "build", images, images, "captions.json", "-o", "set", "--records", "changeimti")
+    assert run(*args).exit_code == 3  # the pair whose mask has another size
+    assert Path("set/test_task_data/count_road.json").is_file()
+    assert run(*args, "--overwrite").exit_code == 3
+    assert run(*args).exit_code == 2  # its files exist
+    checked = run("data", "check", "set", "--size", 64, "--json")
+    assert json.loads(checked.stdout)["faults"] == [], checked.stdout
+    refused = run(*args, "--overwrite", "--min-area", 9)
+    assert refused.exit_code == 2
+    assert "does not apply to --records changeimti, which has rules of its own" in refused.stderr
+
+
 def test_a_second_build_without_captions_removes_them(run: Run, images: Path) -> None:
     """Files of two builds are not mixed in one folder; files of others stay."""
     args = ("data", "build", images, images, "-o", "set", "-q")

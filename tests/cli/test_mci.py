@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -18,8 +19,11 @@ from typer.testing import CliRunner, Result
 
 from deltacli.main import app
 from deltavlm.data.read import read_dataset
+from deltavlm.errors import ModelError
 from deltavlm.messages import UNSUPPORTED
+from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import WEIGHTS
+from deltavlm.model.kinds import read_footprint
 from deltavlm.model.mci.config import END, START
 from deltavlm.model.mci.model import load_folder
 from deltavlm.scoring.inference import group_by_pair, predict_batches
@@ -30,7 +34,7 @@ from deltavlm.upstream.plan import plan
 from tests.cli.conftest import ROOT, one_line
 from tests.conftest import Scene
 from tests.hub_server import FakeHub, FakeRepo, serve_hub
-from tests.mci_reference import Reference, write_files
+from tests.mci_reference import Reference
 from tests.pairs import layer
 from tests.tiny_hf import build
 
@@ -38,8 +42,8 @@ SMALL = ("--chip-size", "32", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return write_files(tmp_path_factory.mktemp("mci") / "published", pairs=1)
+def reference(mci_files: Reference) -> Reference:
+    return mci_files
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,37 @@ def test_analyze_with_polygons_mask_and_report(scene: Scene) -> None:
     report = run("report", "out.gpkg", "-o", "out.html")
     assert report.exit_code == 0, report.stderr
     assert "mci" in Path("out.html").read_text()
+
+
+def test_a_dry_run_of_a_large_model_tells_its_memory(
+    scene: Scene, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not loaded for that, and what a run would be refused for is told."""
+    monkeypatch.setattr("deltacli.dry_run.MAX_WEIGHTS", 0)
+    monkeypatch.setattr("deltavlm.model.mci.model.read_tensors", lambda *_: pytest.fail("it was loaded"))
+    footprint = read_footprint("mci", RuntimeOptions(device="cpu"))
+    assert footprint is not None
+    words = ("analyze", *scene.args, "--model", "mci", "-o", "out.gpkg", *SMALL, "--dry-run")
+    estimate = json.loads(run(*words, "--limit", 3, "--json").stdout)["estimate"]
+    assert estimate["unmeasured"].startswith("not estimated")
+    assert estimate["memory_bytes"] == footprint.peak(3)
+    assert estimate["needed_bytes"] == footprint.needed
+    for free, told in ((footprint.needed, False), (footprint.needed - 1, True)):
+        monkeypatch.setattr("deltavlm.model.memory.available_memory", lambda free=free: free)
+        lines = run(*words).stdout
+        assert "memory     about " in lines
+        assert ("this run would be refused" in lines) is told
+
+
+def test_doctor_tells_the_memory_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ModelError("it was loaded")
+
+    monkeypatch.setattr("deltavlm.load_model", refuse)
+    result = run("doctor", "--model", "mci", "--device", "cpu")
+    assert re.search(
+        r"mci needs about [\d.]+ [MG]B of memory, and .* are free\n.*it was loaded", result.stderr
+    )
 
 
 def test_ask_and_chat_know_the_standard_questions_alone(scene: Scene) -> None:
@@ -214,6 +249,7 @@ def test_fetch_tells_terms_and_sizes_first(hub: FakeHub, reference: Reference, t
     refused = run(*fetch)
     assert refused.exit_code == 2
     assert "academic purposes only" in refused.stderr
+    assert re.search(r"it will take about 1\.\d GB in fp32 of memory to run on a CPU", refused.stderr)
     assert "the repository has no vocab.json" in refused.stderr
     assert hub.downloads() == []
     vocabulary = ("--vocab", reference.folder / "vocab.json")

@@ -272,6 +272,7 @@ def test_a_dry_run_of_the_7b_says_what_is_missing(run: Run) -> None:
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_and_writes_nothing(run: Run, made: Path, tmp_path: Path) -> None:
     result = run("train", quick(made, tmp_path), "--dry-run", "--json")
     assert result.exit_code == 0, result.stderr

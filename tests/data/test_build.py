@@ -13,6 +13,7 @@ from PIL import Image
 
 from deltavlm.data.build import BuildResult, BuildSources, PairFacts, build_dataset, find_splits
 from deltavlm.data.changechat import write_json_files
+from deltavlm.data.changeimti import FILES
 from deltavlm.data.check import check_dataset
 from deltavlm.data.examples import Example
 from deltavlm.data.levircc import PairCaptions, read_captions
@@ -301,3 +302,100 @@ def test_invalid_captions_are_reported_and_the_rest_is_read(
     path.write_text(json.dumps({"images": [record]} if expected != "test/x.png has captions already" else []))
     with pytest.raises(InputError):
         read_captions(path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_records_of_changechat_87k(tmp_path: Path, split: Any) -> None:
+    folder = tmp_path / "images"
+    pair(folder, "x.png", mask(road=(2, 2), building_1=(2, 40), building_2=(40, 40)), split)
+    pair(folder, "y.png", mask(), split)
+    sentences = {(split, name): value for (_, name), value in captions().items()}
+    sources = BuildSources(folder, folder, sentences, MaskRules("changechat"), layout="changechat-87k")
+    result = build_dataset(sources, "mine")
+    (file,) = result.files
+    assert file == f"mine_{split}.json"
+    records = result.files[file]
+    assert [record["type"] for record in records] == [1, 1, 2, 4, 6, 1, 2, 4, 6]
+    said = [
+        [message["value"] for message in record["conversations"] if message["from"] == "gpt"]
+        for record in records[:5]
+    ]
+    assert said == [
+        ["Two houses appear."],
+        ["A road is built."],
+        ["Yes"],
+        [
+            "The contours of the changed roads are:[[[11,11],[11,27],[27,27],[27,11]]], "
+            "The contours of the changed buildings are:[[[213,213],[213,229],[229,229],[229,213]],"
+            "[[213,11],[213,27],[229,27],[229,11]]]."
+        ],
+        ["Yes", "1 road has changed, and 2 buildings have changed.", "Two houses appear."],
+    ]
+    assert records[3]["conversations"][0]["value"] == (
+        "<image> <image> Please draw the contours of the changed buildings and roads, approximating them "
+        "with polygons."
+    )
+    write_json_files(tmp_path / "set", result.files)
+    data = read_dataset(tmp_path / "set", split)
+    assert data.problems == ()
+    answers = {(each.task, each.before): each.turns[0].answers for each in data.examples}
+    assert answers["location", f"{split}/A/x.png"] == (
+        "roads ['top-left'] buildings ['top-right', 'bottom-right']",
+    )
+
+
+def test_records_of_changeimti(images: Path, tmp_path: Path) -> None:
+    sentences = captions()
+    same = PairCaptions(("no change .", "the scene is the same as before ."), False)
+    sentences[("test", "y.png")] = same  # two references, and one record
+    sources = BuildSources(images, images, sentences, MaskRules("changeimti"), layout="changeimti")
+    result = build_dataset(sources, "mine")
+    assert [*result.files] == [f"test_task_data/{name}" for name in FILES]
+    said = {
+        name.removeprefix("test_task_data/"): [
+            [message["value"] for message in record["conversations"]] for record in records
+        ]
+        for name, records in result.files.items()
+    }
+    ask = "in these two images:<image> and <image>"
+    assert said["caption.json"] == [
+        ["Please describe the changes in <image> and <image>", "two houses appear"],
+        ["Please describe the changes in <image> and <image>", "a road is built"],
+        ["Please describe the changes in <image> and <image>", "the scene is the same as before"],
+    ]
+    assert said["count_build.json"] == [
+        [f"How many buildings have been changed {ask}", "2"],
+        [f"How many buildings have been changed {ask}", "0"],
+    ]
+    where = f"Please tell me where the buildings have changed {ask},if no change please output: No change."
+    assert said["loc_build.json"] == [
+        [where, "top right corner,lower right corner"],
+        [where, "No change"],
+    ]
+    middles = set()
+    for dialogue in said["mul.json"]:
+        first, _, road, _, building, _, last, _ = dialogue
+        assert first == f"Have there been any changes to the roads and buildings {ask}?"
+        assert last == "Please describe the changes."
+        middles |= {road, building}
+    assert middles <= {
+        f"{question.format(noun)}"
+        for noun in ("roads", "buildings")
+        for question in (
+            "How many {} have been changed in these two images?",
+            "Please tell me where the {} have changed in these two images,if no change please output: "
+            "No change.",
+        )
+    }
+    assert len(said["mul.json"]) == 3
+    assert result.files["test_task_data/mul.json"][0]["images"] == ["test/A/x.png", "test/B/x.png"]
+    (tmp_path / "set").mkdir()
+    write_json_files(tmp_path / "set", result.files)
+    data = read_dataset(tmp_path / "set")
+    assert data.problems == ()
+    read = {(each.task, each.before): each.turns[0].answers for each in data.examples}
+    assert read["count", "test/A/x.png"] == ("1 new road and 2 new buildings",)
+    assert read["location", "test/A/x.png"] == ("roads ['top-left'] buildings ['top-right', 'bottom-right']",)
+    bare = BuildSources(images, images, None, MaskRules("changeimti"), layout="changeimti")
+    written = {Path(name).name for name in build_dataset(bare, "mine").files}
+    assert {*FILES} - written == {"caption.json", "mul.json"}

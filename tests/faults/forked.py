@@ -1,17 +1,23 @@
 """Runs of `deltavlm` interrupted at an exact step, each in a fork of this process to save its start.
 
-python -m tests.faults.forked crashes|full_disk|small_disk FOLDER SUFFIX [masks]
+python -m tests.faults.forked
+
+Each line of stdin is a JSON list [crashes|full_disk|small_disk, FOLDER, SUFFIX, with masks]; the scenario
+runs in a fork too, and is answered with a line [exit code, stderr], whose last line is the number of
+interrupted runs. All checks are here.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import resource
 import signal
 import sqlite3
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import closing, redirect_stderr, suppress
 from pathlib import Path
@@ -42,8 +48,8 @@ def content(path: Path) -> Any:
         return [TIMES.sub("", line) for line in database.iterdump()]
 
 
-def run(*args: object, before: Callable[[], None] = lambda: None) -> tuple[int, str]:
-    """Exit code (negative for a signal) and stderr of a run in a fork that calls `before` first."""
+def in_fork(action: Callable[[], object]) -> tuple[int, str]:
+    """Exit code (negative for a signal) and stderr of an action in a fork."""
     read_end, write_end = os.pipe()  # a file could not grow on a full disk
     with os.fdopen(read_end, "rb") as stderr:
         child = os.fork()
@@ -51,16 +57,28 @@ def run(*args: object, before: Callable[[], None] = lambda: None) -> tuple[int, 
             os.dup2(write_end, 2)
             code = 99
             try:
-                before()
-                command([str(arg) for arg in args], prog_name="deltavlm")
+                action()
+                code = 0
             except SystemExit as end:
                 code = int(end.code or 0)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(code)
         os.close(write_end)
         text = stderr.read().decode()
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+def run(*args: object, before: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """Exit code and stderr of a run in a fork that calls `before` first."""
+
+    def action() -> None:
+        before()
+        command([str(arg) for arg in args], prog_name="deltavlm")
+
+    return in_fork(action)
 
 
 def kill_at(step: int, folder: Path) -> Callable[[], None]:
@@ -127,7 +145,7 @@ def remove(out: Path) -> None:
         path.unlink(missing_ok=path.suffix == ".qml")
 
 
-def crashes(folder: Path, suffix: str) -> None:
+def crashes(folder: Path, suffix: str) -> int:
     """Kill a run at each disk operation and resume: the output is complete, and no other file remains.
 
     The operations before the output is written do not depend on its format: they are skipped for GeoPackage.
@@ -150,10 +168,10 @@ def crashes(folder: Path, suffix: str) -> None:
         assert {path.name for path in folder.iterdir()} == files, step
         remove(out)
         step += 1
-    print(killed)
+    return killed
 
 
-def full_disk(folder: Path, suffix: str) -> None:
+def full_disk(folder: Path, suffix: str) -> int:
     """Limit the size of files (RLIMIT_FSIZE): one error line, no output, and the same command resumes."""
     args, expected = prepare(folder, suffix)
     length = size_of(args, folder / f"out{suffix}")
@@ -165,10 +183,10 @@ def full_disk(folder: Path, suffix: str) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
         failures += fails_and_resumes(args, folder / f"out{suffix}", expected, limit)
-    print(failures)
+    return failures
 
 
-def small_disk(folder: Path, suffix: str) -> None:
+def small_disk(folder: Path, suffix: str) -> int:
     """The same on a full file system, with a filler file that leaves the given space."""
     args, expected = prepare(folder, suffix)
     out = folder / f"out{suffix}"
@@ -179,7 +197,7 @@ def small_disk(folder: Path, suffix: str) -> None:
         filler.write_bytes(bytes(max(0, free - max(space, 0))))
         failures += fails_and_resumes(args, out, expected, filler=filler)
         filler.unlink(missing_ok=True)
-    print(failures)
+    return failures
 
 
 def size_of(args: list[object], out: Path) -> int:
@@ -236,11 +254,27 @@ def prepare(folder: Path, suffix: str) -> tuple[list[object], Any]:
     return args, expected
 
 
-with_masks = sys.argv[4:] == ["masks"]
+with_masks = False
+SCENARIOS = {"crashes": crashes, "full_disk": full_disk, "small_disk": small_disk}
+
+
+def answer(name: str, folder: str, suffix: str, masks: bool) -> tuple[int, str]:
+    """Exit code and stderr of a scenario in a fork."""
+
+    def action() -> None:
+        global with_masks
+        with_masks = masks
+        count = SCENARIOS[name](Path(folder), suffix)
+        print(count, file=sys.stderr)
+
+    return in_fork(action)
+
+
 if __name__ == "__main__":
     deltavlm.load_model = lambda name, runtime: ScriptedModel()
     with suppress(SystemExit), redirect_stderr(io.StringIO()):
         command(["analyze", "nosuch.tif", "nosuch.tif"])  # warm up: the first call is slow
-    {"crashes": crashes, "full_disk": full_disk, "small_disk": small_disk}[sys.argv[1]](
-        Path(sys.argv[2]), sys.argv[3]
-    )
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a run sets up stdin, of which nothing may have been read
+    for line in requests:
+        print(json.dumps(answer(*json.loads(line))), flush=True)

@@ -6,9 +6,10 @@ truncated at any byte is in `tests/pipeline/test_journal.py` and `test_pair_jour
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,40 +23,57 @@ ROOT = Path(__file__).resolve().parents[2]
 forks = pytest.mark.skipif(sys.platform != "linux", reason="runs in forks")
 
 
-def run_in_forks(scenario: str, folder: Path, suffix: str, *options: str) -> int:
-    """Number of interrupted runs; all checks are in `forked.py`."""
-    command = [sys.executable, "-m", "tests.faults.forked", scenario, folder, suffix, *options]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr[-3000:]
-    return int(process.stdout)
+Scenario = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def run_in_forks() -> Iterator[Scenario]:
+    """`run_in_forks(name, folder, suffix, masks=True)` is the number of interrupted runs; all checks are in
+    `forked.py`, of which one process forks all scenarios."""
+    command = [sys.executable, "-m", "tests.faults.forked"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def run(name: str, folder: Path, suffix: str, *, masks: bool = False) -> int:
+            process.stdin.write(json.dumps([name, str(folder), suffix, masks]) + "\n")
+            process.stdin.flush()
+            code, stderr = json.loads(process.stdout.readline())
+            assert code == 0, stderr[-3000:]
+            return int(stderr.splitlines()[-1])
+
+        yield run
+        process.stdin.close()
 
 
 @pytest.mark.slow
 @forks
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
-def test_killed_at_each_step(tmp_path: Path, suffix: str) -> None:
+def test_killed_at_each_step(run_in_forks: Scenario, tmp_path: Path, suffix: str) -> None:
     """SIGKILL before every open, rename, unlink and fsync of a file, and in the middle of a group."""
     assert run_in_forks("crashes", tmp_path, suffix) > 10
 
 
 @pytest.mark.slow
 @forks
-def test_killed_at_each_step_with_masks(tmp_path: Path) -> None:
+def test_killed_at_each_step_with_masks(run_in_forks: Scenario, tmp_path: Path) -> None:
     """Rasters and polygons also equal those of an uninterrupted run, byte for byte."""
-    assert run_in_forks("crashes", tmp_path, ".gpkg", "masks") > 20
+    assert run_in_forks("crashes", tmp_path, ".gpkg", masks=True) > 20
 
 
 @pytest.mark.slow
 @forks
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
-def test_limited_file_size_with_masks(tmp_path: Path, suffix: str) -> None:
-    assert run_in_forks("full_disk", tmp_path, suffix, "masks") > 3
+def test_limited_file_size_with_masks(run_in_forks: Scenario, tmp_path: Path, suffix: str) -> None:
+    assert run_in_forks("full_disk", tmp_path, suffix, masks=True) > 3
 
 
 @pytest.mark.slow
 @forks
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".fgb", ".parquet"])
-def test_limited_file_size(tmp_path: Path, suffix: str) -> None:
+def test_limited_file_size(run_in_forks: Scenario, tmp_path: Path, suffix: str) -> None:
     """GDAL reports no error: a GeoPackage lost its index, a FlatGeobuf its end, with exit code 0."""
     assert run_in_forks("full_disk", tmp_path, suffix) > 3
 
@@ -92,5 +110,5 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @forks
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
-def test_full_disk(small_disk: Path, suffix: str) -> None:
+def test_full_disk(run_in_forks: Scenario, small_disk: Path, suffix: str) -> None:
     assert run_in_forks("small_disk", small_disk, suffix) > 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,22 @@ pytest.importorskip("peft", reason="needs peft: pip install '.[peft]'")
 
 from deltavlm.errors import ConfigError
 from deltavlm.model.changevg import model as models
-from deltavlm.model.changevg.config import ChangeVGConfig, guide_sentence, make_prompt
+from deltavlm.model.changevg.config import (
+    CELL_WORDS,
+    ChangeVGConfig,
+    Guide,
+    guide_sentence,
+    make_prompt,
+)
 from deltavlm.model.changevg.model import ChangeVGModel, load_folder
 from deltavlm.model.interface import Question
 from deltavlm.model.kinds import load_model, read_spec
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells
+from deltavlm.tasks.phrasing import CELL_WORDS as IMTI_CELLS
 from deltavlm.tasks.phrasing import CHANGEIMTI
 from deltavlm.upstream import kinds
 from deltavlm.upstream.adapters import Lora
-from tests.changevg_reference import write_files
 
 LORA_LINEARS = tuple(
     f"{name}.weight"
@@ -41,10 +48,8 @@ PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("changevg") / "published"
-    write_files(folder)
-    return folder
+def published(changevg_files: Path) -> Path:
+    return changevg_files
 
 
 def convert(published: Path, folder: Path, adapter: str = "adapter") -> Path:
@@ -120,7 +125,7 @@ def without_types(self: ChangeVGModel, *args: Any) -> dict[str, Any]:
 
 
 def dates_exchanged(self: ChangeVGModel, encoded: Any, pairs: Sequence[int], ids: Any) -> dict[str, Any]:
-    swapped = models.EncodedPairs(encoded.features.flip(1), encoded.captions, encoded.guide)
+    swapped = models.EncodedPairs(encoded.features.flip(1), encoded.guides, encoded.guide)
     return INPUTS(self, swapped, pairs, ids)
 
 
@@ -197,6 +202,77 @@ def test_prompts_of_other_questions_have_the_images_and_the_guide_first() -> Non
         f"{HEAD}Picture 1: {PICTURE}Picture 2: {PICTURE}Guide.what changed?{TAIL}a road<|im_end|>\n"
         f"<|im_start|>user\nand where?{TAIL}"
     )
+
+
+GUIDE = Guide(
+    "a road . ",
+    {"road": 1, "building": 2},
+    {"road": ("top-left", "top-center"), "building": ("center-center",)},
+)
+TOLD = {
+    "none": "",
+    "caption": "Please refer to this description:a road.Modify or correct it.",
+    "findings": "Please refer to this description:a road, changed roads: 1 (top left corner,top), changed "
+    "buildings: 2 (center).Modify or correct it.",
+    "mask": "Please refer to this description:a road, changed roads: 1 (top left corner,top), changed "
+    f"buildings: 2 (center), changes: {PICTURE}.Modify or correct it.",
+}
+
+
+@pytest.mark.parametrize("guided", ["caption", "all"])
+@pytest.mark.parametrize("guidance", TOLD)
+def test_the_prompt_tells_the_parts_of_the_guide_that_are_configured(
+    model: ChangeVGModel, guidance: Any, guided: Any
+) -> None:
+    configured = replace(model, config=replace(model.config, guidance=guidance, guided=guided))
+    sentence, told = GUIDE.sentence(guidance), TOLD[guidance]
+    two, order = f"{PICTURE} and {PICTURE}", (0, 1) if guidance != "mask" else (2, 0, 1)
+    standard = CHANGEIMTI.phrase("caption").prompt
+    prompt = configured.prompt(sentence, Question("caption", standard), standard)
+    assert prompt.text == f"{HEAD}{told}Please describe the changes in {two}{TAIL}"
+    assert prompt.images == order
+    road, _ = CHANGEIMTI.phrase("count").prompt.split("\n")
+    prompt = configured.prompt(sentence, Question("count", road), road)
+    before = told if guided == "all" else ""
+    assert prompt.text == f"{HEAD}{before}How many roads have been changed in these two images:{two}{TAIL}"
+    assert prompt.images == (order if guided == "all" else (0, 1))
+    own = configured.prompt(sentence, Question("own", "and where?"), "and where?")
+    assert own.text == f"{HEAD}Picture 1: {PICTURE}Picture 2: {PICTURE}{told}and where?{TAIL}"
+    assert own.images == ((0, 1) if guidance != "mask" else (0, 1, 2))
+
+
+def test_cells_of_the_guide_are_in_the_words_of_the_set() -> None:
+    assert {word: cell for cell, word in CELL_WORDS.items()} == IMTI_CELLS
+
+
+def test_only_the_guide_brings_a_picture_of_the_mask() -> None:
+    assert make_prompt((), "What is <mask>?", "").text.endswith(f"What is <mask>?{TAIL}")
+    with pytest.raises(ConfigError, match="a question names no <mask>"):
+        make_prompt((), "What is <mask>?", GUIDE.sentence("mask"))
+
+
+def test_the_picture_of_the_mask_reaches_the_model(model: ChangeVGModel, images: list[np.ndarray]) -> None:
+    """Features of the mask are in the place of the prompt, and equal those of the picture."""
+    configured = replace(model, config=replace(model.config, guidance="mask", guided="all"))
+    encoded = configured.encode(images[0], images[1])
+    plain = model.encode(images[0], images[1])
+    assert encoded.features.shape[1] == 3
+    assert torch.equal(encoded.features[:, :2], plain.features)
+    picture = configured.mask_pictures(encoded.guide)
+    colors = {tuple(color) for color in picture.transpose(0, 2, 3, 1).reshape(-1, 3).tolist()}
+    assert colors <= {(0, 0, 0), (255, 255, 0), (255, 0, 0)}
+    assert torch.equal(encoded.features[:, 2], configured.image_features(list(picture)))
+    line = CHANGEIMTI.phrase("change").prompt
+    prompt = configured.prompt(encoded.guides[0].sentence("mask"), Question("change", line), line)
+    inputs = configured.inputs(encoded, [0], [configured.token_ids(prompt)], [prompt.images])
+    sent = inputs["mm_encoder_outputs"]["image"].pooler_output
+    assert all(torch.equal(sent[place], encoded.features[0, index]) for place, index in enumerate((2, 0, 1)))
+    assert int(inputs["mm_token_type_ids"].sum()) == 3 * 81
+    assert len(inputs["image_grid_thw"]) == 3
+    question = Question("change", line, max_new_tokens=4)
+    one, _ = configured.answer(encoded, [question, Question("own", "and where?", max_new_tokens=4)])[0]
+    (alone,) = configured.answer_rows(encoded, [(0, question)])
+    assert alone.text == one.text
 
 
 @pytest.mark.parametrize(

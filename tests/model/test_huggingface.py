@@ -25,7 +25,8 @@ from deltavlm.model.huggingface.prefix import TESTED_TYPES
 from deltavlm.model.huggingface.scores import YesNo, answer_start
 from deltavlm.model.huggingface.source import parse
 from deltavlm.model.interface import PairContext, Question, Reply
-from deltavlm.model.kinds import load_model, read_spec
+from deltavlm.model.kinds import follows_instructions, load_model, read_spec
+from deltavlm.tasks.phrasing import PHRASEBOOKS
 from tests.tiny_hf import BUILDERS, build, build_adapter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -265,6 +266,8 @@ def test_facts_and_details(tiny_of: Callable[[str], Tiny]) -> None:
     assert model.masks([]) is None
     assert spec.weights_bytes == (tiny.folder / "model.safetensors").stat().st_size
     assert model.phrasebook == "generic"
+    assert follows_instructions(name)
+    assert PHRASEBOOKS[model.phrasebook].any_words
     assert model.reads_context
     assert model.label == f"qwen2_5_vl {model.fingerprint}"
     assert model.details | {"transformers": ""} == {

@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import torch
+from affine import Affine
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltavlm.errors import ConfigError, InputError, ModelError
+from deltavlm.geo.geobox import GeoBox
+from deltavlm.geo.grid import ChipGrid
+from deltavlm.geo.polygonize import polygonize_chip
 from deltavlm.messages import UNSUPPORTED
 from deltavlm.model.folder import CONFIG, VOCABULARY, WEIGHTS, read_config
 from deltavlm.model.interface import Question
@@ -244,6 +249,21 @@ def test_the_smallest_component_that_counts(pixels: int, count: int) -> None:
     assert found.counts == {"road": count, "building": 1}
     cells = Cells(("top-left",) if count else (), ("bottom-center",))
     assert BOOK.phrase("location").read(found.cell_text) == cells
+
+
+def test_parts_that_touch_at_a_corner_are_one_object_and_two_polygons() -> None:
+    """Counts are 8-connected, as the original's; one outline of both parts would cross itself."""
+    labels = np.zeros((16, 16), np.uint8)
+    labels[2:5, 2:5] = labels[5:8, 5:8] = 2
+    assert find_objects(labels, 6).counts == {"road": 0, "building": 1}
+    geobox = GeoBox(16, 16, Affine(0.5, 0, 0, 0, -0.5, 8), None)
+    (chip,) = ChipGrid(geobox, 16, 0)
+    polygons = [polygon for _, polygon in polygonize_chip(labels, chip)]
+    assert [polygon.area for polygon in polygons] == [9 / 4, 9 / 4]
+    assert all(polygon.is_valid for polygon in polygons)
+    assert not shapely.Polygon(
+        [(2, 2), (5, 2), (5, 5), (8, 5), (8, 8), (5, 8), (5, 5), (2, 5)]
+    ).is_valid  # the outline of both
 
 
 def test_published_sizes() -> None:

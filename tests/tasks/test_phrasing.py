@@ -29,6 +29,62 @@ def test_the_words_of_deltavlm_are_those_of_its_training() -> None:
         assert DELTAVLM.in_words_of_task(name, "anything at all") == "anything at all"
 
 
+_CHANGED_87K = b"Please judge whether these two images have changed. Please answer yes or no."
+_PROMPTS: dict[str, dict[TaskName, bytes]] = {
+    "deltavlm": {
+        "caption": b"Please briefly describe the changes in these two images.",
+        "change": _CHANGED_87K,
+        "count": b"Please determine how many roads and buildings have changed?",
+        "location": b"Please indicate the locations where changes have occurred in the buildings and roads, "
+        b"using a 3x3 grid (namely, 'top', 'center', and 'bottom' vertically and 'left', 'center', 'right' "
+        b"horizontally).",
+    },
+    "mci": {"caption": b"caption", "change": b"changed", "count": b"count", "location": b"where"},
+    "changechat-87k": {
+        "caption": b"Please briefly describe the changes in these two images.",
+        "change": _CHANGED_87K,
+        "count": b"If changes have occurred, count the number of road and building changes separately.",
+        "location": b"Please draw the contours of the changed buildings and roads, approximating them with "
+        b"polygons.",
+    },
+    "changeimti": {
+        "caption": b"<guide>Please describe the changes in <image> and <image>",
+        "change": b"Please check if there have been any changes to the roads or buildings in these two "
+        b"images:<image> and <image>. Please answer yes or no.",
+        "count": b"How many roads have been changed in these two images:<image> and <image>\n"
+        b"How many buildings have been changed in these two images:<image> and <image>",
+        "location": b"Please tell me where the roads have changed in these two images:<image> and <image>,"
+        b"if no change please output: No change.\n"
+        b"Please tell me where the buildings have changed in these two images:<image> and <image>,"
+        b"if no change please output: No change.",
+    },
+}
+"""Phrasebook -> task -> question, as it was written for the training; none is made from the program's."""
+
+
+@pytest.mark.parametrize(("book", "task"), [(book, task) for book in _PROMPTS for task in _PROMPTS[book]])
+def test_the_questions_of_a_published_system_are_these_bytes(book: str, task: TaskName) -> None:
+    assert PHRASEBOOKS[book].phrase(task).prompt.encode() == _PROMPTS[book][task]
+
+
+def test_every_phrasebook_of_a_published_system_is_compared() -> None:
+    assert PHRASEBOOKS.keys() - _PROMPTS.keys() == {"generic"}
+    assert all(PHRASEBOOKS[book].phrases.keys() == tasks.keys() for book, tasks in _PROMPTS.items())
+
+
+def test_a_later_turn_of_a_dialogue_is_these_bytes() -> None:
+    turns = ((_CHANGED_87K.decode(), "Yes"),)
+    question = "If changes have occurred, count the number of road and building changes separately."
+    prompt, history = DELTAVLM.place_history(turns, question)
+    assert history == ()
+    assert prompt.encode() == (
+        b"q please judge whether these two images have changed please answer yes or no a yes "
+        b"q if changes have occurred, count the number of road and building changes separately"
+    )
+    for book in ("changechat-87k", "changeimti", "mci"):
+        assert PHRASEBOOKS[book].place_history(turns, question) == (question, turns)
+
+
 @pytest.mark.parametrize(
     ("reply", "changed"),
     [

@@ -1,4 +1,4 @@
-"""LoRA adapter of a tiny ChangeVG: labels as the model is asked, eight made pairs to exact answers."""
+"""LoRA adapter of a tiny ChangeVG: labels as the model is asked, four made pairs to exact answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from deltavlm.config import shipped_config
 from deltavlm.data.images import read_image, save_image
-from deltavlm.model.changevg.config import guide_sentence
 from deltavlm.model.changevg.model import ChangeVGModel
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.interface import standard_question
@@ -26,15 +25,15 @@ from deltavlm.training.config import Adapter, Phase, RecordSet, TrainConfig, Val
 from deltavlm.training.lora_changevg import ChangeVGTarget
 from deltavlm.training.parameter_groups import lr_multipliers
 from deltavlm.upstream import kinds
-from tests import mci_reference
+from tests.mci_reference import write_published
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
 
-PAIRS = 8
+PAIRS = 4
 TRAINED: tuple[TaskName, ...] = ("change", "count")
 PHASE = Phase(
-    part="adapter", steps=60, batch=12, lr=1e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.05
+    part="adapter", steps=40, batch=6, lr=1e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.05
 )
 
 
@@ -49,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(file)  # with random scales of its norms a model is hard to train
     norms = {name: torch.ones_like(each) for name, each in weights.items() if "norm" in name}
     save_file(weights | norms, file, metadata={"format": "pt"})
-    mci_reference.write_files(folder / "mci", pairs=1)
+    write_published(folder / "mci")
     convert(folder, folder / "start")
     return folder
 
@@ -60,7 +59,7 @@ def convert(files: Path, folder: Path, **paths: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pairs, each with a yes or no and counts; the first has a caption, cells and a dialogue too."""
+    """Four pairs, each with a yes or no and counts; the first has a caption, cells and a dialogue too."""
     folder = tmp_path_factory.mktemp("set")
     content: list[dict[str, Any]] = []
 
@@ -78,7 +77,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
             save_image(folder / "images" / f"{pair}_{date}.png", pixels)
         add(pair, TASKS["change"].prompt, "yes" if pair % 2 else "no")
-        add(pair, TASKS["count"].prompt, f"There are {pair // 4} new roads and {pair % 4} new buildings.")
+        add(pair, TASKS["count"].prompt, f"There are {pair // 2} new roads and {pair} new buildings.")
     add(0, TASKS["caption"].prompt, "the scene is the same as before")
     add(0, TASKS["location"].prompt, "roads [] buildings ['top-left', 'top-center']")
     add(0, "Any?", "No", "Why?", "no change")
@@ -122,9 +121,9 @@ def test_rows_are_what_the_model_is_asked_and_answers_are_learned(files: Path, r
     for ids, labels, sample in zip(batch.inputs["input_ids"], batch.labels, samples, strict=True):
         question = sample.chat.question
         pixels = [np.asarray(image).transpose(2, 0, 1)[None] for image in sample.images]
-        (caption,) = model.encode(pixels[0], pixels[1]).captions  # the guide's, as at inference
-        prompt = model.prompt(caption, question, question.prompt)
-        assert (guide_sentence(caption) in prompt.text) is (
+        (guide,) = model.encode(pixels[0], pixels[1]).guides  # as at inference
+        prompt = model.prompt(guide.sentence("caption"), question, question.prompt)
+        assert (guide.sentence("caption") in prompt.text) is (
             "describe the changes" in prompt.text or prompt.images_first
         )
         asked = model.token_ids(prompt)
@@ -173,7 +172,7 @@ def test_the_loss_is_that_of_the_model(files: Path, records: Path) -> None:
 
 
 @pytest.mark.slow
-def test_eight_pairs_are_learned_and_the_merged_adapter_answers_them(
+def test_four_pairs_are_learned_and_the_merged_adapter_answers_them(
     files: Path, records: Path, tmp_path: Path
 ) -> None:
     guide = (files / "start" / "guide" / "model.safetensors").read_bytes()
@@ -193,7 +192,7 @@ def test_eight_pairs_are_learned_and_the_merged_adapter_answers_them(
         assert isinstance(model, ChangeVGModel)
         rows = model.answer(model.encode(before, after), questions)
         texts[folder] = [[reply.text for reply in row] for row in rows]
-    expected = [["Yes" if pair % 2 else "No", f"{pair // 4}\n{pair % 4}"] for pair in range(PAIRS)]
+    expected = [["Yes" if pair % 2 else "No", f"{pair // 2}\n{pair}"] for pair in range(PAIRS)]
     assert texts[tmp_path / "mine"] == expected
     assert texts[files / "start"] != expected
 

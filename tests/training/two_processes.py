@@ -1,4 +1,4 @@
-"""Script for torchrun or a single process: a few steps with DDP and FSDP at one global batch size."""
+"""Script for a launcher or a single process: a few steps with DDP and FSDP at one global batch size."""
 
 from __future__ import annotations
 

@@ -21,16 +21,13 @@ from deltacli.main import app
 from deltavlm.errors import InputError, ModelError
 from deltavlm.model.changevg.model import load_folder
 from deltavlm.upstream import kinds
-from tests.changevg_reference import write_files
 from tests.conftest import Scene
 from tests.pairs import layer
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("changevg") / "published"
-    write_files(folder)
-    return folder
+def published(changevg_files: Path) -> Path:
+    return changevg_files
 
 
 @pytest.fixture
@@ -123,7 +120,7 @@ def test_damaged_folders_are_named(files: Path, tmp_path: Path) -> None:
     holders = json.loads(index.read_text())
     del holders["weight_map"]["lm_head.weight"]
     index.write_text(json.dumps(holders))
-    with pytest.raises(ModelError, match=r"1 missing keys: lm_head\.weight"):
+    with pytest.raises(ModelError, match=r"does not fit its config\.json: 1 keys missing: lm_head\.weight"):
         load_folder(folder)
     shutil.rmtree(folder / "model")
     with pytest.raises(ModelError, match="has no folder model"):

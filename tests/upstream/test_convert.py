@@ -18,7 +18,7 @@ from deltavlm.errors import DeltaVLMError, InputError, ModelError, OutputError
 from deltavlm.model import checkpoint
 from deltavlm.model.folder import CONFIG, SENTENCEPIECE, WEIGHTS, read_config
 from deltavlm.model.kinds import load_model
-from deltavlm.upstream import names
+from deltavlm.upstream import kinds, names
 from deltavlm.upstream.convert import convert
 from deltavlm.upstream.read import shards, tensors
 from tests.upstream.conftest import GOLDEN, as_instructblip, sources
@@ -118,6 +118,43 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path, monkeypatch: p
     with pytest.raises(OutputError, match="No space left"):
         convert(sources(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["deltavlm", "mci", "changechat"])
+@pytest.mark.parametrize(
+    ("resource", "message"),
+    [
+        ("free_bytes", "on the disk of .*, and 10 B are free"),
+        ("available_memory", "memory, and 10 B are free"),
+    ],
+)
+def test_a_conversion_that_has_no_room_is_not_begun(
+    kind: str,
+    resource: str,
+    message: str,
+    changechat_files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tests import changechat_reference as chat
+    from tests.mci_reference import write_files
+
+    reference = write_files(tmp_path / "published").folder if kind == "mci" else tmp_path
+    base, vision = changechat_files / chat.BASE, changechat_files / chat.CLIP
+    paths = {
+        "mci": {"checkpoint": reference / "MCI_model.pth", "vocab": reference / "vocab.json"},
+        "changechat": {"base": base, "vision": vision, "adapter": changechat_files / chat.ADAPTER},
+    }
+    monkeypatch.setattr(f"deltavlm.upstream.write.{resource}", lambda *_: 10)
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: pytest.fail("a file was written"))
+    begin: dict[str, Callable[[], object]] = {
+        "deltavlm": lambda: convert(sources(), tmp_path / "out"),
+        "mci": lambda: kinds.convert("mci", paths["mci"], tmp_path / "out"),
+        "changechat": lambda: kinds.convert("changechat", paths["changechat"], tmp_path / "out"),
+    }
+    with pytest.raises(InputError, match=message):
+        begin[kind]()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_folder_is_not_replaced(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ import torch
 from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.upstream import kinds
 from deltavlm.upstream.mci import IGNORED, PARTS, from_published, read_published
-from tests.mci_reference import WORDS, random_weights, write_files
+from tests.mci_reference import WORDS, Reference, random_weights
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files(tmp_path_factory.mktemp("mci") / "published", pairs=1).folder
+def published(mci_files: Reference) -> Path:
+    return mci_files.folder
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from deltavlm.extras import require_torch
 from deltavlm.model.changechat.config import ChangeChatConfig
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, read_config_as
+from deltavlm.model.footprint import Footprint
 from deltavlm.model.interface import ChangeModel
 from deltavlm.model.kinds import ModelSpec, check_options
 
@@ -17,6 +18,15 @@ def read_spec(name_or_folder: str, options: RuntimeOptions) -> ModelSpec:
     config = read_config_as(ChangeChatConfig, folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ModelSpec(config.name, config.chip_px, config.training_gsd_m, has_masks=False, weights_bytes=size)
+
+
+def read_footprint(name: str, options: RuntimeOptions) -> Footprint:
+    """Memory that a checkpoint will take; see `kinds.read_footprint`."""
+    check_options("changechat", options)
+    require_torch("a model of kind changechat")
+    from deltavlm.model.changechat import model
+
+    return model.read_footprint(find_folder(name), options)
 
 
 def load(name_or_folder: str, options: RuntimeOptions) -> ChangeModel:

@@ -7,7 +7,6 @@ conversations about it. Rows are (pair, question).
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -19,23 +18,29 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
-from deltavlm.errors import ConfigError, InputError, ModelError, ModelOutOfMemory
-from deltavlm.files import format_bytes
+from deltavlm.errors import ConfigError, ModelError, ModelOutOfMemory
 from deltavlm.model.changechat.config import ChangeChatConfig
 from deltavlm.model.changechat.network import ChangeChatNetwork
 from deltavlm.model.changechat.prompt import PromptCodec
 from deltavlm.model.checkpoint import load_weights
 from deltavlm.model.config import Decoding, RuntimeOptions
-from deltavlm.model.device import pick_dtype, resolve_device
-from deltavlm.model.folder import SENTENCEPIECE, WEIGHTS, fingerprint, read_config_as, tensor_slots
+from deltavlm.model.device import pick_dtype, plan_device, resolve_device
+from deltavlm.model.folder import SENTENCEPIECE, WEIGHTS, fingerprint, read_config_as
+from deltavlm.model.footprint import (
+    ITEMSIZE,
+    Footprint,
+    LanguageSizes,
+    check_fits,
+    footprint_of,
+    sizes_of,
+)
 from deltavlm.model.huggingface.chat_model import ChatModel, EncodedPair
-from deltavlm.model.huggingface.loading import BITS
 from deltavlm.model.huggingface.prefix import Prefix
 from deltavlm.model.huggingface.scores import YesNo
 from deltavlm.model.images import resize_images
 from deltavlm.model.interface import PairContext, Pixels, Question
 from deltavlm.model.language import cache_argument
-from deltavlm.model.memory import CudaMeter, available_memory
+from deltavlm.model.memory import CudaMeter, free_memory
 from deltavlm.model.quantize import describe, quantizable, quantize_weights, replace_layers
 from deltavlm.model.tensors import read_tensors
 
@@ -44,6 +49,10 @@ logger = logging.getLogger(__name__)
 PLACEHOLDER = 0  # stands where the tokens of an image are; their embeddings are in the cache
 MAX_PAIRS = 32  # per batch; the cache of each is kept until all questions are answered
 CACHE_BYTES = {"cpu": 1 << 30, "mps": 1 << 30, "cuda": 8 << 30}  # of the caches of a batch of pairs
+BEGINNING_TOKENS, QUESTION_TOKENS = (
+    45,
+    100,
+)  # of a prompt without its images, and of a question with its answer
 SMALLER = "try `quantize='int8'` or int4"
 
 
@@ -85,9 +94,9 @@ class ChangeChat(ChatModel):
 
     def auto_batch_size(self) -> int:
         """Default number of pairs per batch: as many as their caches may take memory."""
-        language = self.config.language
-        tokens = 2 * self.config.image_tokens + sum(map(len, self.prompts.beginning))
-        cache: int = 2 * language.layers * language.hidden * tokens * self.model.dtype.itemsize
+        cache = cache_bytes(
+            self.config, self.model.dtype.itemsize, tokens=sum(map(len, self.prompts.beginning))
+        )
         return min(MAX_PAIRS, max(1, CACHE_BYTES[self.device.split(":")[0]] // cache))
 
     @torch.inference_mode()
@@ -168,14 +177,11 @@ def load_network(
 
     Raises: InputError if it does not fit into memory, ModelError if it is broken, ModelOutOfMemory on a GPU.
     """
-    files = [folder / name for name in config.files] or [folder / WEIGHTS]
-    missing = next((path for path in files if not path.is_file()), None)
-    if missing is not None:
-        raise ModelError(f"{folder} has no {missing.name}; copy the whole checkpoint folder again")
+    files = weight_files(folder, config)
+    check_fits(config.name, read_footprint(folder, options), free_memory(device))
     with torch.device("meta"):
         network = ChangeChatNetwork(config)
     to_quantize = quantizable(network) if options.quantize else frozenset()
-    _check_memory(config.name, files, to_quantize, options, device, dtype)
     stored = (
         (name, tensor.to(dtype) if tensor.is_floating_point() else tensor)
         for path in files
@@ -194,29 +200,51 @@ def load_network(
         raise ModelOutOfMemory(f"{config.name} does not fit on {device}; {SMALLER}") from error
 
 
-def _check_memory(
-    name: str,
-    files: Sequence[Path],
-    quantized: frozenset[str],
-    options: RuntimeOptions,
-    device: str,
-    dtype: torch.dtype,
-) -> None:
-    """Raises: InputError if the weights do not fit into the free memory."""
-    bits = {tensor: BITS[options.quantize] for tensor in quantized} if options.quantize else {}
-    needed = sum(
-        math.prod(slot.shape) * bits.get(tensor, 8 * dtype.itemsize) // 8
-        for path in files
-        for tensor, slot in tensor_slots(path).items()
+def weight_files(folder: Path, config: ChangeChatConfig) -> list[Path]:
+    """Weight files of a checkpoint folder. Raises: ModelError if one is missing."""
+    files = [folder / name for name in config.files] or [folder / WEIGHTS]
+    missing = next((path for path in files if not path.is_file()), None)
+    if missing is not None:
+        raise ModelError(f"{folder} has no {missing.name}; copy the whole checkpoint folder again")
+    return files
+
+
+def read_footprint(folder: Path, options: RuntimeOptions) -> Footprint:
+    """Memory that a checkpoint folder will take. Raises: InputError, ModelError."""
+    config = read_config_as(ChangeChatConfig, folder)
+    device, dtype = plan_device(options, config.language.hidden)
+    cache = cache_bytes(config, ITEMSIZE[dtype])
+    return footprint_of(
+        sizes_of(weight_files(folder, config)),
+        lambda itemsize: pair_bytes(config, itemsize),
+        device=device,
+        dtype=dtype,
+        quantize=options.quantize,
+        pairs=min(MAX_PAIRS, max(1, CACHE_BYTES[device.split(":")[0]] // cache)),
     )
-    free = CudaMeter(device).free() if device.startswith("cuda") else available_memory()
-    logger.info("%s needs %s for its weights", name, format_bytes(needed))
-    if free is not None and needed > free:
-        half = "`dtype='bf16'`, " if dtype == torch.float32 else ""
-        raise InputError(
-            f"{name} needs {format_bytes(needed)} for its weights, and {format_bytes(free)} are free; try"
-            f" {half}`quantize='int8'` or int4"
-        )
+
+
+def language_sizes(config: ChangeChatConfig) -> LanguageSizes:
+    """Sizes of the language model."""
+    language = config.language
+    return LanguageSizes(
+        layers=language.layers,
+        hidden=language.hidden,
+        intermediate=language.intermediate,
+        vocab=language.vocab,
+        keys=language.hidden,
+    )
+
+
+def cache_bytes(config: ChangeChatConfig, itemsize: int, tokens: int = BEGINNING_TOKENS) -> int:
+    """Memory of the cache of a pair, in bytes: of both images and so many tokens of text before them."""
+    return language_sizes(config).cache_bytes(2 * config.image_tokens + tokens, itemsize)
+
+
+def pair_bytes(config: ChangeChatConfig, itemsize: int) -> int:
+    """Memory of a pair in a batch, in bytes: its cache, and a row that continues a copy of it."""
+    tokens = 2 * config.image_tokens + BEGINNING_TOKENS + QUESTION_TOKENS
+    return cache_bytes(config, itemsize) + language_sizes(config).row_bytes(tokens, itemsize)
 
 
 def changechat(

@@ -10,6 +10,7 @@ from deltavlm.extras import require_torch
 from deltavlm.model.changevg.config import GUIDE, MODEL, ChangeVGConfig
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, read_config_as
+from deltavlm.model.footprint import Footprint
 from deltavlm.model.interface import ChangeModel
 from deltavlm.model.kinds import ModelSpec, check_options
 
@@ -22,6 +23,15 @@ def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
     files = [*folder.glob(f"{MODEL}/*.safetensors"), *folder.glob(f"{GUIDE}/*.safetensors")]
     size = sum(path.stat().st_size for path in files)
     return ModelSpec(config.name, config.chip_px, config.training_gsd_m, has_masks=True, weights_bytes=size)
+
+
+def read_footprint(name: str, options: RuntimeOptions) -> Footprint:
+    """Memory that a checkpoint will take; see `kinds.read_footprint`."""
+    check_options("changevg", options)
+    require_torch("a model of kind changevg")
+    from deltavlm.model.changevg import model
+
+    return model.read_footprint(find_folder(name), options)
 
 
 def load(name: str, options: RuntimeOptions) -> ChangeModel:

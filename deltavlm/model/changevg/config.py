@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,12 +12,28 @@ from deltavlm.messages import preview
 from deltavlm.model.config import check_ranges
 
 MODEL, GUIDE = "model", "guide"  # folders in that of a checkpoint
-IMAGE, GUIDE_MARK = "<image>", "<guide>"
-"""Places in the text of a question: of the two images, and of the sentence of the guide."""
+IMAGE, GUIDE_MARK, MASK_MARK = "<image>", "<guide>", "<mask>"
+"""Places of the two images and of the sentence of the guide in the text of a question, and of the picture of
+its mask in that sentence."""
+Guidance = Literal["none", "caption", "findings", "mask"]
+"""What the sentence of the guide tells: nothing; its caption, as in the published code; also its counts and
+cells; also the picture of its mask."""
 GUIDE_SENTENCE = "Please refer to this description:{caption}.Modify or correct it."
 SYSTEM = "You are a helpful assistant."
 START, END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE_TOKEN = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
+CELL_WORDS: Mapping[str, str] = {
+    "top-left": "top left corner",
+    "top-center": "top",
+    "top-right": "top right corner",
+    "center-left": "left",
+    "center-center": "center",
+    "center-right": "right",
+    "bottom-left": "lower left corner",
+    "bottom-center": "lower",
+    "bottom-right": "lower right corner",
+}
+"""Cells of the kind mci -> words of ChangeIMTI."""
 SPECIAL = (START, END, VISION_START, VISION_END, IMAGE_TOKEN)
 
 
@@ -27,7 +44,8 @@ class ChangeVGConfig:
     name: str
     kind: Literal["changevg"] = "changevg"
     image_px: int = 252  # side of an image, resized by Pillow before the processor, a multiple of 28
-    guidance: Literal["none", "caption"] = "caption"
+    guidance: Guidance = "caption"
+    guided: Literal["caption", "all"] = "caption"  # standard questions with the guide; others always have it
     repetition_penalty: float = 1.05  # where the images come before the text, see `Prompt`
     chip_px: int = 256
     training_gsd_m: float = 0.5
@@ -58,6 +76,7 @@ class Prompt:
 
     segments: tuple[str, ...]  # the members of SPECIAL are special tokens, and all others are plain text
     images_first: bool
+    images: tuple[int, ...] = (0, 1)  # in their order: 0 before, 1 after, 2 the mask
 
     @property
     def text(self) -> str:
@@ -65,13 +84,43 @@ class Prompt:
         return "".join(self.segments)
 
 
-def guide_sentence(caption: str) -> str:
-    """Sentence that tells the caption of the guide; its full stops are removed.
+def guide_sentence(caption: str, *details: str) -> str:
+    """Sentence that tells the caption of the guide, without its full stops; `details` are further parts of
+    the description.
 
     >>> guide_sentence(" a road is built . ")
     'Please refer to this description:a road is built.Modify or correct it.'
     """
-    return GUIDE_SENTENCE.format(caption=caption.replace(".", "").strip())
+    return GUIDE_SENTENCE.format(caption=", ".join((caption.replace(".", "").strip(), *details)))
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """Findings of the guide about a pair: a caption, and by class the number of objects and the cells that
+    they are in, in the labels of the kind mci."""
+
+    caption: str
+    counts: Mapping[str, int]
+    cells: Mapping[str, Sequence[str]]
+
+    def sentence(self, guidance: Guidance) -> str:
+        """Sentence of a prompt; empty without guidance.
+
+        >>> guide = Guide("a road .", {"road": 1, "building": 0}, {"road": ("top-left",), "building": ()})
+        >>> guide.sentence("mask")
+        'Please refer to this description:a road, changed roads: 1 (top left corner), changed buildings: 0, \
+changes: <mask>.Modify or correct it.'
+        """
+        if guidance == "none":
+            return ""
+        if guidance == "caption":
+            return guide_sentence(self.caption)
+        details = []
+        for name, number in self.counts.items():
+            cells = ",".join(CELL_WORDS[cell] for cell in self.cells[name])
+            details.append(f"changed {name}s: {number}" + (f" ({cells})" if cells else ""))
+        picture = [f"changes: {MASK_MARK}"] if guidance == "mask" else []
+        return guide_sentence(self.caption, *details, *picture)
 
 
 def make_prompt(turns: Sequence[tuple[str, str]], question: str, guide: str) -> Prompt:
@@ -92,16 +141,23 @@ def make_prompt(turns: Sequence[tuple[str, str]], question: str, guide: str) -> 
             f"a question names two images, each by {IMAGE}, in the first turn, or none; this names "
             f"{' and '.join(map(str, images))}"
         )
+    if MASK_MARK in guide and any(MASK_MARK in text for text in texts):
+        raise ConfigError(f"a question names no {MASK_MARK}, which is the place of the guide's mask")
     images_first = images[0] == 0
     if images_first:
         texts[0] = f"Picture 1: {IMAGE}Picture 2: {IMAGE}{guide}{texts[0]}"
-    segments = [START, f"system\n{SYSTEM}", END, "\n"]
+    segments, order = [START, f"system\n{SYSTEM}", END, "\n"], list[int]()
     for index, text in enumerate(texts):
-        parts = text.replace(GUIDE_MARK, guide).split(IMAGE)
-        segments += [START, f"user\n{parts[0]}"]
-        for part in parts[1:]:
-            segments += [VISION_START, IMAGE_TOKEN, VISION_END, part]
+        first, *marked = re.split(f"({IMAGE}|{MASK_MARK})", text.replace(GUIDE_MARK, guide))
+        segments += [START, f"user\n{first}"]
+        for mark, following in zip(marked[::2], marked[1::2], strict=True):
+            if mark == MASK_MARK and MASK_MARK not in guide:
+                segments.append(f"{mark}{following}")  # a word of the question
+                continue
+            segments += [VISION_START, IMAGE_TOKEN, VISION_END, following]
+            order.append(2 if mark == MASK_MARK else sum(each < 2 for each in order))
         segments += [END, "\n", START]
         if index < len(turns):
             segments += [f"assistant\n{turns[index][1]}", END, "\n"]
-    return Prompt((*(segment for segment in segments if segment), "assistant\n"), images_first)
+    texts = [segment for segment in segments if segment]
+    return Prompt((*texts, "assistant\n"), images_first, tuple(order))

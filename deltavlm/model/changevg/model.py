@@ -1,4 +1,4 @@
-"""ChangeVG as a `ChangeModel`: features of both images once per pair, captions of the guide in prompts.
+"""ChangeVG as a `ChangeModel`: features of both images once per pair, what the guide found in prompts.
 
 A prompt of several lines is as many questions; their answers are the lines of the reply. Masks are those of
 the guide. Rows are (pair, question).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
@@ -27,45 +28,58 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from deltavlm.errors import InputError, ModelError, ModelOutOfMemory
-from deltavlm.files import format_bytes
+from deltavlm.errors import ModelError, ModelOutOfMemory
+from deltavlm.files import parse_json, read_text
 from deltavlm.messages import first_line, pluralize
 from deltavlm.model.changevg.config import (
     GUIDE,
+    GUIDE_MARK,
+    IMAGE,
     IMAGE_TOKEN,
     MODEL,
     SPECIAL,
     ChangeVGConfig,
+    Guide,
     Prompt,
-    guide_sentence,
     make_prompt,
 )
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
-from deltavlm.model.device import pick_dtype, resolve_device, wrap_torch_errors
+from deltavlm.model.device import DTYPES, plan_device, resolve_device, wrap_torch_errors
 from deltavlm.model.folder import fingerprint as fingerprint_of
 from deltavlm.model.folder import read_config_as
+from deltavlm.model.footprint import (
+    ITEMSIZE,
+    Footprint,
+    LanguageSizes,
+    check_fits,
+    footprint_of,
+    sizes_of,
+)
 from deltavlm.model.huggingface.loading import linear_layers, quiet
 from deltavlm.model.huggingface.scores import Recorder, YesNo
 from deltavlm.model.images import resize_image
 from deltavlm.model.interface import CheckpointFacts, Masks, PairContext, Pixels, Question, Reply
+from deltavlm.model.mci.config import MCIConfig
 from deltavlm.model.mci.model import MCIModel
 from deltavlm.model.mci.model import load_folder as load_guide
 from deltavlm.model.mci.network import Encoding
-from deltavlm.model.memory import CudaMeter, available_memory, run_in_batches
-from deltavlm.model.quantize import describe, quantize_layer, replace_layers
+from deltavlm.model.memory import free_memory, run_in_batches
+from deltavlm.model.quantize import Kind, describe, quantize_weights, replace_layers
+from deltavlm.model.tensors import check_weights, read_tensors
 
 PAIRS = {"cpu": 4, "mps": 4, "cuda": 32}  # per batch
 ROWS = {"cpu": 8, "mps": 8, "cuda": 64}
-MEMORY_FACTOR = 1.15  # of the weights: activations, cache, libraries
-BITS = {"int8": 8, "int4": 5}  # of a quantized weight, on average with the layers that are not
+MASK_COLORS = np.array([(0, 0, 0), (255, 255, 0), (255, 0, 0)], np.uint8)  # none, road, building
+LANGUAGE_WIDTH = 3584  # of Qwen2.5-VL-7B
+QUESTIONS, PROMPT_TOKENS = 6, 320  # lines of the standard questions; tokens of both images, text and answer
 
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """N pairs: features of both images, captions of the guide, and its encoding for the masks."""
+    """N pairs: features of both images and perhaps of the mask, what the guide found, and its encoding."""
 
-    features: Tensor  # (N, 2, T, D)
-    captions: tuple[str, ...]
+    features: Tensor  # (N, 2 or 3, T, D)
+    guides: tuple[Guide, ...]
     guide: Encoding
 
     def __len__(self) -> int:
@@ -110,6 +124,7 @@ class ChangeVGModel(CheckpointFacts):
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantize": self.quantize,
             "guidance": self.config.guidance,
+            "guided": self.config.guided,
             "repetition_penalty": self.config.repetition_penalty,
             "guide": self.guide.details,
             "sources": self.config.sources,
@@ -135,11 +150,22 @@ class ChangeVGModel(CheckpointFacts):
         Raises: ModelOutOfMemory if the batch does not fit, ModelError.
         """
         guide = self.guide.encode(before, after)
-        captions = tuple(caption.text for caption in self.guide.captions(guide))
+        dates = [before, after, *([self.mask_pictures(guide)] if self.config.guidance == "mask" else [])]
         with wrap_torch_errors(pluralize(len(before), "pair"), self.device):
-            images = [image for pair in zip(before, after, strict=True) for image in pair]
-            features = self.image_features(images)
-        return EncodedPairs(features.unflatten(0, (-1, 2)), captions, guide)  # type: ignore[no-untyped-call]
+            images = [image for pair in zip(*dates, strict=True) for image in pair]
+            features = self.image_features(images).unflatten(0, (-1, len(dates)))  # type: ignore[no-untyped-call]
+        return EncodedPairs(features, self.guides(guide), guide)
+
+    def guides(self, encoding: Encoding) -> tuple[Guide, ...]:
+        """Findings of the guide about each pair."""
+        findings = zip(self.guide.captions(encoding), self.guide.findings(encoding), strict=True)
+        return tuple(Guide(caption.text, each.counts, each.cells) for caption, each in findings)
+
+    def mask_pictures(self, encoding: Encoding) -> Pixels:
+        """Masks of the guide as pictures (N, 3, H, W), in the colors of Change-Agent's predictions: the most
+        probable class of each pixel, without what is not counted."""
+        labels = self.guide.masks(encoding).probabilities.argmax(axis=1)
+        return np.ascontiguousarray(MASK_COLORS[labels].transpose(0, 3, 1, 2))
 
     def pixels(self, images: Sequence[Pixels]) -> dict[str, Tensor]:
         """Patches of images (3, H, W) and their grid, as the vision tower reads them. The images are resized
@@ -182,7 +208,8 @@ class ChangeVGModel(CheckpointFacts):
         lines = dict.fromkeys(
             (pair, question, line) for pair, question in rows for line in question.prompt.split("\n")
         )
-        prompts = [self.prompt(encoded.captions[pair], question, line) for pair, question, line in lines]
+        sentences = [guide.sentence(self.config.guidance) for guide in encoded.guides]
+        prompts = [self.prompt(sentences[pair], question, line) for pair, question, line in lines]
         ids = [self.token_ids(prompt) for prompt in prompts]
         limits = [question.max_new_tokens for _, question, _ in lines]
         pairs = [pair for pair, _, _ in lines]
@@ -196,6 +223,7 @@ class ChangeVGModel(CheckpointFacts):
                     [ids[index] for index in batch],
                     [self._penalty(prompts[index]) for index in batch],
                     limits[batch[0]],
+                    [prompts[index].images for index in batch],
                 )
             return [
                 self._reply(*each, yes_no=yes_no[index]) for index, each in zip(batch, generated, strict=True)
@@ -216,9 +244,14 @@ class ChangeVGModel(CheckpointFacts):
         """Change masks of the guide."""
         return self.guide.masks(encoded.guide)
 
-    def prompt(self, caption: str, question: Question, line: str) -> Prompt:
-        """Prompt of one line of a question about a pair with this caption of the guide."""
-        guide = guide_sentence(caption) if self.config.guidance == "caption" else ""
+    def prompt(self, guide: str, question: Question, line: str) -> Prompt:
+        """Prompt of one line of a question about a pair with this sentence of the guide."""
+        is_standard = not question.history and line.count(IMAGE) == 2
+        if is_standard and GUIDE_MARK not in line:
+            if self.config.guided == "all":
+                line = f"{GUIDE_MARK}{line}"
+            else:
+                guide = ""
         return make_prompt(question.history, line, guide)
 
     def token_ids(self, prompt: Prompt) -> list[int]:
@@ -234,9 +267,14 @@ class ChangeVGModel(CheckpointFacts):
         return ids
 
     def inputs(
-        self, encoded: EncodedPairs, pairs: Sequence[int], ids: Sequence[Sequence[int]]
+        self,
+        encoded: EncodedPairs,
+        pairs: Sequence[int],
+        ids: Sequence[Sequence[int]],
+        images: Sequence[tuple[int, ...]] = (),
     ) -> dict[str, Any]:
-        """Inputs of the model for R rows of token ids about these pairs, padded on the left.
+        """Inputs of the model for R rows of token ids about these pairs, padded on the left; `images` are
+        those of each row, see `Prompt.images`.
 
         The types of tokens are among them: without them the positions are silently those of plain text.
         """
@@ -244,7 +282,10 @@ class ChangeVGModel(CheckpointFacts):
         padded = torch.tensor([[self.pad] * (length - len(row)) + [*row] for row in ids], device=self.device)
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=self.device)
         grid = self.config.image_px // self.processor.patch_size
-        features = encoded.features[list(pairs)].flatten(0, 1)
+        orders = images or [(0, 1)] * len(pairs)
+        features = torch.cat(
+            [encoded.features[pair, list(order)] for pair, order in zip(pairs, orders, strict=True)]
+        )
         return {
             "input_ids": padded,
             "attention_mask": mask,
@@ -261,10 +302,11 @@ class ChangeVGModel(CheckpointFacts):
         ids: Sequence[Sequence[int]],
         penalties: Sequence[float],
         max_new_tokens: int,
+        images: Sequence[tuple[int, ...]] = (),
     ) -> list[tuple[list[int], list[float], float]]:
         """Token ids, the end included where it came, their log-probabilities, and the log-odds of yes at the
         first, of R greedy answers."""
-        inputs = self.inputs(encoded, pairs, ids)
+        inputs = self.inputs(encoded, pairs, ids, images)
         recorder = Recorder(self.yes_no)
         sequences = self.model.generate(
             **inputs,
@@ -329,8 +371,13 @@ def _joined(replies: Sequence[Reply]) -> Reply:
     )
 
 
-def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ChangeVGModel:
-    """Load a checkpoint folder. Raises: InputError, ModelError."""
+def load_folder(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", quantize: Kind | None = None
+) -> ChangeVGModel:
+    """Load a checkpoint folder; layers of the language model are quantized one by one as they are read.
+
+    Raises: InputError, ModelError.
+    """
     config = read_config_as(ChangeVGConfig, folder)
     guide = load_guide(folder / GUIDE, device=device)
     model_folder = folder / MODEL
@@ -340,19 +387,14 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32, device: str
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(model_folder)
             processor = Qwen2VLImageProcessor.from_pretrained(model_folder)
-            loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                model_folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-            model, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            model = load_network(model_folder, dtype=dtype, device=device, quantize=quantize)
+            settings = _generation_settings(model_folder, model)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ModelError(
             f"transformers cannot load {model_folder}: {first_line(error)}; copy the checkpoint folder again"
         ) from error
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[fault]:
-            names = sorted(map(str, report[fault]))
-            raise ModelError(f"{model_folder}: {len(names)} {fault.replace('_', ' ')}: {names[0]}")
-    settings = model.generation_config  # generate would apply all of them, the penalty for the whole batch
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id, do_sample=False
     )
@@ -363,7 +405,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32, device: str
     if config.image_px % (processor.patch_size * processor.merge_size):
         raise ModelError(f"{folder}: image_px is {config.image_px}, no multiple of a merged patch")
     return ChangeVGModel(
-        model.eval().to(device),
+        model,
         tokenizer,
         processor,
         guide,
@@ -371,7 +413,59 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32, device: str
         device,
         fingerprint_of(folder),
         YesNo.of(tokenizer.get_vocab()),
+        describe(quantize) if quantize else None,
     )
+
+
+def _generation_settings(folder: Path, model: Any) -> GenerationConfig:
+    """Settings of the folder; the whole of them would apply a penalty to all rows of a batch."""
+    if not (folder / "generation_config.json").is_file():
+        settings: GenerationConfig = model.generation_config
+        return settings
+    loader: Any = GenerationConfig  # its types differ between versions
+    settings = loader.from_pretrained(folder)
+    return settings
+
+
+def load_network(folder: Path, *, dtype: torch.dtype, device: str, quantize: Kind | None = None) -> Any:
+    """Qwen2.5-VL of a folder with one or more safetensors files, in evaluation mode, strictly.
+
+    Beside the loaded weights memory holds one file, of which one layer after the other is converted or
+    quantized. Raises: ModelError; errors of transformers for its configuration.
+    """
+    config: Any = AutoConfig.from_pretrained(folder)
+    config.dtype = dtype
+    with torch.device("meta"):
+        model: Any = Qwen2_5_VLForConditionalGeneration(config)
+    for module in model.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # the frequencies of positions
+            has_config = hasattr(module, "config")  # in transformers 5.0 the tower's has its sizes instead
+            module.__init__(*((module.config,) if has_config else (module.dim, module.theta)))
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    names = frozenset(f"{prefix}.{name}.weight" for name in linear_layers(decoder))
+    stored = (
+        (name, tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in read_tensors(path, "cpu" if quantize else device)
+    )
+    layers: dict[str, nn.Module] = {}
+    if quantize:
+        weights, layers = quantize_weights(stored, names, quantize, device)
+    else:
+        weights = dict(stored)
+    is_tied = bool(getattr(config, "tie_word_embeddings", False))
+    expected = model.state_dict()
+    check_weights(
+        weights,
+        {name: tensor for name, tensor in expected.items() if not (is_tied and name == "lm_head.weight")},
+        str(folder),
+    )
+    model.load_state_dict(weights, strict=False, assign=True)
+    if is_tied:
+        model.tie_weights()
+    replace_layers(model, layers)
+    return model.eval().to(device)
 
 
 def load_model(folder: Path, options: RuntimeOptions) -> ChangeVGModel:
@@ -379,27 +473,13 @@ def load_model(folder: Path, options: RuntimeOptions) -> ChangeVGModel:
 
     Raises: InputError if it does not fit into memory; ModelOutOfMemory on a GPU.
     """
-    from dataclasses import replace
-
     if options.threads:
         torch.set_num_threads(options.threads)
     device = resolve_device(options)
-    dtype = pick_dtype(options.dtype, 4096, device)
-    _check_memory(folder, options, dtype, device)
+    footprint = read_footprint(folder, options)
+    check_fits(str(folder), footprint, free_memory(device))
     try:
-        model = load_folder(folder, dtype=dtype, device="cpu" if options.quantize else device)
-        if options.quantize:
-            decoder = model.model.get_decoder()
-            for name, module in linear_layers(decoder).items():
-                layer = quantize_layer(module.weight.data, options.quantize, device, module.bias)
-                replace_layers(decoder, {f"{name}.weight": layer})
-            model.model.to(device)
-            model = replace(
-                model,
-                guide=load_guide(folder / GUIDE, device=device),
-                device=device,
-                quantize=describe(options.quantize),
-            )
+        model = load_folder(folder, dtype=DTYPES[footprint.dtype], device=device, quantize=options.quantize)
     except torch.OutOfMemoryError as error:
         raise ModelOutOfMemory(
             f"{folder} does not fit on {device}; try `quantize='int8'` or int4, or `device='cpu'`"
@@ -409,16 +489,44 @@ def load_model(folder: Path, options: RuntimeOptions) -> ChangeVGModel:
     return replace(model, calibration=options.calibration)
 
 
-def _check_memory(folder: Path, options: RuntimeOptions, dtype: torch.dtype, device: str) -> None:
-    """Raises: InputError if the language model does not fit into memory."""
-    stored = sum(path.stat().st_size for path in folder.glob(f"{MODEL}/*.safetensors"))
-    size = stored * dtype.itemsize / 2  # published in bf16
-    if options.quantize:
-        size = stored / 2 * BITS[options.quantize] / 8
-    free = CudaMeter(device).free() if device.startswith("cuda") else available_memory()
-    needed = int(size * MEMORY_FACTOR)
-    if free is not None and needed > free:
-        raise InputError(
-            f"{folder} needs about {format_bytes(needed)} of memory, and {format_bytes(free)} are free; try"
-            " `dtype='bf16'`, `quantize='int8'` or int4"
+def read_footprint(folder: Path, options: RuntimeOptions) -> Footprint:
+    """Memory that a checkpoint folder will take, with that of its guide. Raises: InputError, ModelError."""
+    device, dtype = plan_device(options, LANGUAGE_WIDTH)
+    sizes = read_language_sizes(folder / MODEL)
+    guide = read_config_as(MCIConfig, folder / GUIDE)
+
+    def pair_bytes(itemsize: int) -> int:
+        return max(QUESTIONS * sizes.row_bytes(PROMPT_TOKENS, itemsize), guide.pair_bytes(ITEMSIZE["fp32"]))
+
+    return footprint_of(
+        sizes_of(
+            sorted((folder / MODEL).glob("*.safetensors")), keeps=(folder / GUIDE).glob("*.safetensors")
+        ),
+        pair_bytes,
+        device=device,
+        dtype=dtype,
+        quantize=options.quantize,
+        pairs=PAIRS[device.split(":")[0]],
+    )
+
+
+def read_language_sizes(folder: Path) -> LanguageSizes:
+    """Sizes of the language model of a folder; those of Qwen2.5-VL-7B where config.json leaves one out.
+
+    Raises: ModelError.
+    """
+    try:
+        values = parse_json(read_text(folder / "config.json"))
+        text = {**values, **values.get("text_config", {})}
+        heads, hidden = int(text.get("num_attention_heads", 28)), int(text.get("hidden_size", LANGUAGE_WIDTH))
+        return LanguageSizes(
+            layers=int(text.get("num_hidden_layers", 28)),
+            hidden=hidden,
+            intermediate=int(text.get("intermediate_size", 18_944)),
+            vocab=int(text.get("vocab_size", 152_064)),
+            keys=hidden // heads * int(text.get("num_key_value_heads", 4)),
         )
+    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"cannot read {folder / 'config.json'}: {first_line(error)}; copy the checkpoint folder again"
+        ) from error

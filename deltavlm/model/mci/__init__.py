@@ -9,6 +9,7 @@ from __future__ import annotations
 from deltavlm.extras import require_torch
 from deltavlm.model.config import RuntimeOptions
 from deltavlm.model.folder import find_folder, read_config_as
+from deltavlm.model.footprint import Footprint
 from deltavlm.model.interface import ChangeModel
 from deltavlm.model.kinds import GREEDY_ON_TORCH, ModelSpec, check_options
 from deltavlm.model.mci.config import MCIConfig
@@ -21,6 +22,15 @@ def read_spec(name: str, options: RuntimeOptions) -> ModelSpec:
     config = read_config_as(MCIConfig, folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ModelSpec(config.name, config.chip_px, config.training_gsd_m, has_masks=True, weights_bytes=size)
+
+
+def read_footprint(name: str, options: RuntimeOptions) -> Footprint:
+    """Memory that a checkpoint will take; see `kinds.read_footprint`."""
+    check_options("mci", options, {**GREEDY_ON_TORCH, "quantize": (None,)})
+    require_torch("a model of kind mci")
+    from deltavlm.model.mci import model
+
+    return model.read_footprint(find_folder(name), options)
 
 
 def load(name: str, options: RuntimeOptions) -> ChangeModel:

@@ -16,6 +16,7 @@ NULL, UNKNOWN, START, END = range(4)
 """Ids of the special words: padding, a rare word, and the limits of a caption."""
 SPECIAL = ("<NULL>", "<UNK>", "<START>", "<END>")
 MAX_VOCABULARY_BYTES = 2**24
+PAIR_NUMBERS = 2000  # of the activations of a pair at their largest, for each pixel of an image
 NO_CHANGE = (
     "the scene is the same as before",
     "there is no difference",
@@ -95,6 +96,10 @@ class MCIConfig:
             raise ValueError(
                 f"image_px is {self.image_px}, not a multiple of 32 up to {32 * self.position_size}"
             )
+
+    def pair_bytes(self, itemsize: int) -> int:
+        """Memory of a pair in a batch, in bytes; `itemsize` is that of a number."""
+        return PAIR_NUMBERS * self.image_px**2 * itemsize
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:

@@ -35,10 +35,12 @@ from deltavlm.model.config import RuntimeOptions, ScoreCalibration
 from deltavlm.model.device import DTYPES, resolve_device, to_device, tune_malloc, wrap_torch_errors
 from deltavlm.model.folder import CONFIG, VOCABULARY, WEIGHTS, read_config_as
 from deltavlm.model.folder import fingerprint as fingerprint_of
+from deltavlm.model.footprint import Footprint, check_fits, footprint_of, sizes_of
 from deltavlm.model.images import resize_images
 from deltavlm.model.interface import CheckpointFacts, Masks, PairContext, Pixels, Question, Reply
 from deltavlm.model.mci.config import CLASSES, END, NULL, START, MCIConfig, read_vocabulary
 from deltavlm.model.mci.network import MCI, Encoding
+from deltavlm.model.memory import free_memory
 from deltavlm.model.tensors import fill, read_tensors, write_tensors
 
 PAIRS = {"cpu": 8, "mps": 16, "cuda": 64}  # per batch
@@ -304,11 +306,29 @@ def load_folder(
     return MCIModel(network.to(device), config, words, device, fingerprint_of(folder), calibration)
 
 
+def read_footprint(folder: Path, options: RuntimeOptions) -> Footprint:
+    """Memory that a checkpoint folder will take. Raises: InputError, ModelError."""
+    config = read_config_as(MCIConfig, folder)
+    device = resolve_device(options)
+    dtype = "fp32" if options.dtype == "auto" else options.dtype
+    return footprint_of(
+        sizes_of(folder.glob("*.safetensors")),
+        config.pair_bytes,
+        device=device,
+        dtype=dtype,
+        pairs=PAIRS[device.split(":")[0]],
+    )
+
+
 def load_model(folder: Path, options: RuntimeOptions) -> MCIModel:
-    """Load a checkpoint folder with runtime options; the dtype "auto" is float32."""
+    """Load a checkpoint folder with runtime options; the dtype "auto" is float32.
+
+    Raises: InputError, also if it does not fit into the free memory; ModelError.
+    """
     if options.threads:
         torch.set_num_threads(options.threads)
     device = resolve_device(options)
+    check_fits(str(folder), read_footprint(folder, options), free_memory(device))
     if device == "cpu":
         tune_malloc()
     dtype = DTYPES["fp32" if options.dtype == "auto" else options.dtype]
