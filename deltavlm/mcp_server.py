@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ TOOLS = ("check_pair", "analyze", "ask", "summarize", "report", "polygons")
 PARTLY = 3  # exit code: written, but some chips failed
 STOP_TIMEOUT_S = 60.0
 MAX_NOTES = 20  # messages of a run that are returned
+_GONE = (BrokenPipeError, anyio.BrokenResourceError, anyio.ClosedResourceError)  # the client was killed
 _NO_PATH = re.compile(r"[a-z][a-z0-9+.-]*://|/?vsi[a-z0-9_]+[/?\\]|\w{2,}:|-$|~", re.IGNORECASE)
 _INSTRUCTIONS = """Compares two images of the same area, taken at different dates, and says what changed.
 Start with check_pair; analyze writes a GeoPackage of all chips; ask answers questions about a small pair or
@@ -282,7 +284,8 @@ async def _run_all(context: Context, words: list[str]) -> list[dict[str, Any]]:
             code = await process.wait()
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(STOP_TIMEOUT_S):
-                process.send_signal(signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended by itself
+                    process.send_signal(signal.SIGTERM)
                 await process.wait()
             raise
     if code not in (0, PARTLY):
@@ -328,5 +331,10 @@ def make_server(tools: Tools) -> MCPServer:
 
 
 def serve(folders: Folders, model: str = "nano") -> None:
-    """Answer requests on stdin and stdout until stdin ends."""
-    make_server(Tools(folders, model)).run("stdio")
+    """Answer requests on stdin and stdout until stdin ends. Raises: BrokenPipeError if the client is gone."""
+    try:
+        make_server(Tools(folders, model)).run("stdio")
+    except BaseExceptionGroup as group:
+        if group.split(_GONE)[1] is not None:
+            raise
+        raise BrokenPipeError("the client has closed its end") from group

@@ -235,8 +235,16 @@ def find_uv() -> str:
 
 
 def install_commands(uv: str, folder: Path, requirement: str) -> list[list[str]]:
-    """Commands that make the private environment in `folder` and install `requirement` into it."""
-    return [
-        [uv, "venv", "--clear", "--python", ">=3.11", str(folder)],
-        [uv, "pip", "install", "--python", str(folder), requirement],
-    ]
+    """Commands that install `requirement` into the private environment in `folder`, and make that first.
+
+    An environment whose program works is updated in place: without a network it stays as it is.
+    """
+    make = [uv, "venv", "--clear", "--python", ">=3.11", str(folder)]
+    install = [uv, "pip", "install", "--upgrade", "--reinstall-package", "deltavlm"]
+    install += ["--python", str(folder), requirement]
+    program = private_program(folder)
+    try:
+        works = program.is_file() and bool(check_version(str(program)))
+    except ProgramError:
+        works = False
+    return [install] if works else [make, install]

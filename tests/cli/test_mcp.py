@@ -6,7 +6,9 @@ import base64
 import json
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.server.mcpserver.exceptions import ToolError
 
+from deltavlm import mcp_server
 from deltavlm.errors import InputError
 from deltavlm.mcp_server import TOOLS, Folders
 from tests.cli.conftest import Run, one_line
@@ -134,17 +137,76 @@ def test_a_cancelled_call_stops_the_run_and_the_next_one_resumes(folders: Folder
             while not journal.exists() or journal.read_bytes().count(b"\n") < 4:  # header, pair, 2 chips
                 await anyio.sleep(0.02)
             group.cancel_scope.cancel()
-        while True:  # until the cancelled run has let go of the output
-            result = await session.call("analyze", **pair, output=str(out))
-            if not result.is_error:
-                break
-            assert "another run" in result.content[0].text
+        while (results / ".out.gpkg.lock").exists():  # a run that is killed leaves it
+            await anyio.sleep(0.02)
+        kept = journal.read_bytes().count(b"\n")
+        assert {path.name for path in results.iterdir()} == {journal.name, "out.gpkg.journal.masks"}
+        result = await session.call("analyze", **pair, output=str(out))
+        assert not result.is_error, result.content
+        assert [path.name for path in results.iterdir()] == ["out.gpkg"]
         summary = json.loads(result.content[0].text)
-        assert (summary["chips"], 2 <= summary["earlier"] < 20) == (20, True)
+        assert (summary["chips"], summary["earlier"]) == (20, kept - 2)
+        assert 2 <= summary["earlier"] < 20
         assert session.progress
         assert {total for _, total in session.progress} == {20}
 
     serve(folders, steps)
+
+
+def test_a_client_that_is_gone_ends_the_server_without_an_error(folders: Folders) -> None:
+    """The pipes are closed while an answer is due, as when an agent is killed."""
+    ask = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": ask}
+    command = [sys.executable, "-m", "deltacli", "mcp", "--read", str(folders.read[0])]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stderr is not None
+        server.stdout.close()
+        server.stdin.write(json.dumps(request).encode() + b"\n")
+        server.stdin.close()
+        assert (server.stderr.read(), server.wait()) == (b"", 141)
+
+
+def test_a_call_that_is_cancelled_as_its_program_ends_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        """Process that ends between the cancellation and the signal."""
+
+        stdout = stderr = b""
+
+        async def __aenter__(self) -> Ended:
+            return self
+
+        async def __aexit__(self, *error: object) -> None:
+            pass
+
+        async def wait(self) -> int:
+            if not self.is_signalled:
+                await anyio.sleep_forever()
+            return 0
+
+        is_signalled = False
+
+        def send_signal(self, number: int) -> None:
+            self.is_signalled = True
+            raise ProcessLookupError
+
+    async def open_process(*words: object, **settings: object) -> Ended:
+        return Ended()
+
+    async def no_lines(stream: object) -> AsyncIterator[str]:
+        for line in ():
+            yield line
+
+    async def run() -> bool:
+        with anyio.move_on_after(0.01) as scope:
+            await mcp_server._run_all(None, ["analyze"])  # type: ignore[arg-type]
+        return scope.cancelled_caught
+
+    monkeypatch.setattr(mcp_server.anyio, "open_process", open_process)
+    monkeypatch.setattr(mcp_server, "_lines", no_lines)
+    assert anyio.run(run)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import os
 import runpy
 import sys
 import zipfile
@@ -162,6 +163,21 @@ def test_the_private_environment_is_made_by_uv(nowhere: Path) -> None:
     assert [command[0] for command in commands] == [str(uv)] * 2
     assert commands[0][-1] == str(nowhere / "private")
     assert commands[1][-2:] == [str(nowhere / "private"), "deltavlm==0.1.0"]
+
+
+def test_an_update_that_fails_leaves_the_private_environment_that_works(nowhere: Path) -> None:
+    """Nothing is cleared before the packages are there; an environment that is broken is made anew."""
+    private = program.private_program(nowhere / "private")
+    script(private, "print('deltavlm 0.1.0')")
+    (command,) = program.install_commands("uv", nowhere / "private", "deltavlm")
+    assert command[:3] == ["uv", "pip", "install"]
+    assert "--upgrade" in command
+    script(private, "raise SystemExit('no module deltacli')")
+    os.utime(private, (1, 1))  # versions are remembered by time of modification
+    assert [words[1] for words in program.install_commands("uv", nowhere / "private", "deltavlm")] == [
+        "venv",
+        "pip",
+    ]
 
 
 def test_the_zip_installs_and_its_metadata_are_complete(tmp_path: Path) -> None:
