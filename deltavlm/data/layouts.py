@@ -142,10 +142,9 @@ def changeimti_files(content: PairContent, name: str, split: str) -> Files:
 
     (change,) = single("change")
     number, location = single("count"), single("location")
-    references = content.captions if content.changed else content.captions[:1]
+    has_one_caption = bool(content.captions) and not content.changed
+    references = ("there is no difference",) if has_one_caption else content.captions
     sentences = [str(book.phrase("caption").write({"caption": each})) for each in references]
-    if not content.changed:
-        sentences = [str(book.phrase("caption").write({"caption": "there is no difference"}))]
     is_counted = [zlib.crc32(f"{content.name} {kind}".encode()) % 2 == 0 for kind in ("road", "building")]
     middle = [
         (question.replace(":<image> and <image>", "") + "?" * counted, answer)

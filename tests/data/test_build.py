@@ -396,3 +396,6 @@ def test_records_of_changeimti(images: Path, tmp_path: Path) -> None:
     read = {(each.task, each.before): each.turns[0].answers for each in data.examples}
     assert read["count", "test/A/x.png"] == ("1 new road and 2 new buildings",)
     assert read["location", "test/A/x.png"] == ("roads ['top-left'] buildings ['top-right', 'bottom-right']",)
+    bare = BuildSources(images, images, None, MaskRules("changeimti"), layout="changeimti")
+    written = {Path(name).name for name in build_dataset(bare, "mine").files}
+    assert {*FILES} - written == {"caption.json", "mul.json"}
