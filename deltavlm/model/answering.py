@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -174,9 +174,11 @@ class CheckpointModel(CheckpointFacts, ABC):
                 ]
                 if drafts:
                     replies[pair, question] = drafts[0]
+                elif form and form.only_text is not None:
+                    replies[pair, question] = Reply(form.only_text, 0.0)
                 else:
                     forms[pair, question] = form
-            ready = list(forms)
+            ready = list(forms)  # empty where the earlier answers left nothing to ask
             replies.update(zip(ready, self._answer_round(encoded, ready, list(forms.values())), strict=True))
             pending = [row for row in pending if row not in replies]
         return [replies[row] for row in rows]
@@ -185,6 +187,8 @@ class CheckpointModel(CheckpointFacts, ABC):
         self, encoded: Any, rows: Sequence[tuple[int, Question]], forms: Sequence[AnswerForm | None]
     ) -> list[Reply]:
         """Answers to R rows that need no other answers, each in its form."""
+        if not rows:
+            return []
         prompts = dict.fromkeys(question.prompt for _, question in rows)  # each is tokenized once
         tokens = {prompt: len(self.codec.encode(self.format_prompt(prompt))) for prompt in prompts}
         lengths = [tokens[question.prompt] for _, question in rows]
@@ -209,11 +213,18 @@ class CheckpointModel(CheckpointFacts, ABC):
         is_plain = self.config.decoding.is_plain
         generated = self.generate_rows(
             encoded,
-            rows,
+            [(pair, self._shortened(question)) for pair, question in rows],
             [self._yes_no_ids() if question.yes_no and is_plain else (-1, -1) for _, question in rows],
             [None if form is None else Constraint(form, self._pieces, self.codec.eos) for form in forms],
         )
         return self._score(generated, [question for _, question in rows])
+
+    def _shortened(self, question: Question) -> Question:
+        """The question with one token for its answer, where P(yes) of the first decides alone."""
+        return replace(question, max_new_tokens=1) if self._is_decided_by_score(question) else question
+
+    def _is_decided_by_score(self, question: Question) -> bool:
+        return question.yes_no and self.config.decoding.is_constrained and not question.typed
 
     def format_prompt(self, prompt: str) -> str:
         """The question in the format of the model's training."""
@@ -264,7 +275,7 @@ class CheckpointModel(CheckpointFacts, ABC):
         for question, ids, log_probs, probability in zip(
             questions, generation.ids.tolist(), generation.log_probs.tolist(), probabilities, strict=True
         ):
-            if question.yes_no and decoding.is_constrained and not question.typed:
+            if self._is_decided_by_score(question):
                 replies.append(Reply("yes" if probability >= question.threshold else "no", probability))
                 continue
             if question.yes_no and decoding.is_plain and ids[0] in (yes, no):

@@ -18,6 +18,7 @@ from deltavlm.errors import ModelError
 from deltavlm.files import atomic_file, check_regular, write_atomic
 from deltavlm.model.config import DeltaVLMConfig, ScopeConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
+from deltavlm.model.device import meta_device
 from deltavlm.model.folder import (
     CONFIG,
     DENSE,
@@ -79,7 +80,7 @@ def load(
     config = read_config(folder)
     files = weight_files(folder, config)
     try:
-        with torch.device("meta"):
+        with meta_device():
             model = build(config)
     except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError) as error:
         if "torchvision" in str(error):  # a broken installation, not a broken checkpoint
@@ -106,7 +107,7 @@ def load(
 
 def load_scope(path: Path, config: ScopeConfig) -> QuestionScope:
     """Load a question scope from a weight file, on the CPU in float32. Raises: ModelError."""
-    with torch.device("meta"):
+    with meta_device():
         scope = QuestionScope(config)
     tensors = _tensors(path, torch.float32, torch.float32, "cpu", prefix=SCOPE)
     weights = {name.removeprefix(SCOPE): tensor for name, tensor in tensors}

@@ -22,6 +22,18 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 LARGE_HIDDEN = 2048  # width of a language model from which on 16 bit is worth it
 
 
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Context in which modules are built without memory for their weights, which are loaded afterwards.
+
+    torchvision is imported before: in torch 2.6 that imports the compiler, which computes with tensors then.
+    """
+    import torchvision  # noqa: F401
+
+    with torch.device("meta"):
+        yield
+
+
 def pick_device(device: str) -> str:
     """Device to use; "auto" is the first available of cuda, mps, cpu.
 

@@ -2,7 +2,7 @@
 
     encode.onnx    both images -> masks, and what the Q-Former reads of a pair
     query.onnx     that and a question -> soft prompt
-    language.onnx  embeddings of prompt or token, and the key/value cache -> logits, and the longer cache
+    language.onnx  embeddings of prompt or token, and the key/value cache -> logits, and what it adds to that
 
 The weights are those of model.safetensors, which the graphs refer to by offset; a graph fits every weight
 file of the same layout, which `layout_digest` identifies.
@@ -26,7 +26,17 @@ from deltavlm.errors import ConfigError
 from deltavlm.files import write_atomic
 from deltavlm.model.deltavlm import DeltaVLM
 from deltavlm.model.difference import both_dates
-from deltavlm.model.folder import FEATURES, GRAPHS, LAYOUT, WEIGHTS, TensorSlot, layout_digest, tensor_slots
+from deltavlm.model.folder import (
+    CACHE,
+    FEATURES,
+    GRAPHS,
+    LAYOUT,
+    STEP,
+    WEIGHTS,
+    TensorSlot,
+    layout_digest,
+    tensor_slots,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -86,12 +96,13 @@ class Query(nn.Module):
         bias = (1 - seen)[:, None, None] * MASKED
         crossings = 0
         for layer in bert.encoder.layer:
+            is_last = layer is bert.encoder.layer[-1]
             attention = layer.attention.attention
             heads = attention.num_attention_heads
-            query, key, value = (
-                split_heads(linear(x), heads) for linear in (attention.query, attention.key, attention.value)
-            )
-            mixed = attend(query, key, value, bias)
+            key, value = (split_heads(linear(x), heads) for linear in (attention.key, attention.value))
+            if is_last:  # of which the text is not read
+                x = x[:, :count]
+            mixed = attend(split_heads(attention.query(x), heads), key, value, bias)
             x = layer.attention.output(mixed, x)
             soft, text = x[:, :count], x[:, count:]
             if layer.has_cross_attention:
@@ -99,24 +110,30 @@ class Query(nn.Module):
                 mixed = attend(query, keys[:, crossings], values[:, crossings])
                 soft = layer.crossattention.output(mixed, soft)
                 crossings += 1
-            soft = layer.output_query(layer.intermediate_query(soft), soft)
-            x = torch.cat([soft, layer.output(layer.intermediate(text), text)], dim=1)
-        prompt: Tensor = self.projection(x[:, :count])
+            x = layer.output_query(layer.intermediate_query(soft), soft)
+            if not is_last:
+                x = torch.cat([x, layer.output(layer.intermediate(text), text)], dim=1)
+        prompt: Tensor = self.projection(x)
         return prompt
 
 
 class LanguageStep(nn.Module):
-    """Llama with an explicit cache: embeddings (R, S, L), attention mask (R, P + S), positions (R, S), keys
-    and values (Y, R, H, P, E) -> logits (R, V) of the last token, and keys and values of P + S tokens."""
+    """Llama with an explicit cache: embeddings (R, S, L), attention mask (R, P + S), positions (R, S), and
+    keys and values (R, H, P, E) of each of Y layers -> logits (R, V) of the last token, and keys and values
+    (Y, R, H, S, E) of the S tokens.
+
+    The cache may have places that are not filled yet, where the mask is 0.
+    """
 
     def __init__(self, model: DeltaVLM) -> None:
         super().__init__()
         self.language = model.language
 
     def forward(
-        self, embeds: Tensor, mask: Tensor, positions: Tensor, keys: Tensor, values: Tensor
+        self, embeds: Tensor, mask: Tensor, positions: Tensor, *cache: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         model: Any = self.language.model
+        keys, values = cache[: len(cache) // 2], cache[len(cache) // 2 :]
         heads = self.language.config.num_attention_heads
         angles = positions[..., None].to(embeds.dtype) * model.rotary_emb.inv_freq
         angles = torch.cat([angles, angles], dim=-1)[:, None]
@@ -125,20 +142,24 @@ class LanguageStep(nn.Module):
         rows = torch.arange(embeds.shape[1]) + (mask.shape[1] - embeds.shape[1])
         visible = (columns <= rows[:, None])[None] & (mask[:, None] > 0)
         bias = (1 - visible.to(embeds.dtype))[:, None] * MASKED
-        x, new_keys, new_values = embeds, [], []
+        x, step_keys, step_values = embeds, [], []
         for index, layer in enumerate(model.layers):
             attention, h = layer.self_attn, layer.input_layernorm(x)
-            query, key, value = (
-                split_heads(linear(h), heads)
-                for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            query, key = (each * cos + rotate_half(each) * sin for each in (query, key))
-            new_keys.append(torch.cat([keys[index], key], dim=2))
-            new_values.append(torch.cat([values[index], value], dim=2))
-            x = x + attention.o_proj(attend(query, new_keys[-1], new_values[-1], bias))
+            key, value = (split_heads(linear(h), heads) for linear in (attention.k_proj, attention.v_proj))
+            key = key * cos + rotate_half(key) * sin
+            if index == len(model.layers) - 1:  # of which the last token alone is read
+                x, h, cos, sin, bias = x[:, -1:], h[:, -1:], cos[:, :, -1:], sin[:, :, -1:], bias[:, :, -1:]
+            query = split_heads(attention.q_proj(h), heads)
+            query = query * cos + rotate_half(query) * sin
+            # one tensor: over cache and step apart, the attention of OpenVINO 2026.4 was 1e-4 off at times
+            all_keys = torch.cat([keys[index], key], dim=2)
+            all_values = torch.cat([values[index], value], dim=2)
+            x = x + attention.o_proj(attend(query, all_keys, all_values, bias))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
+            step_keys.append(key)
+            step_values.append(value)
         logits = self.language.lm_head(model.norm(x[:, -1]))
-        return logits, torch.stack(new_keys), torch.stack(new_values)
+        return logits, torch.stack(step_keys), torch.stack(step_values)
 
 
 def split_heads(x_RSD: Tensor, heads: int) -> Tensor:
@@ -193,7 +214,6 @@ def _trace(model: DeltaVLM) -> Sequence[onnx.ModelProto]:
         of_rows = [each[:1].repeat_interleave(rows, dim=0) for each in (evidence, keys, values)]
         config: Any = model.language.config
         cache = torch.zeros(
-            config.num_hidden_layers,
             rows,
             config.num_attention_heads,
             text,
@@ -202,7 +222,8 @@ def _trace(model: DeltaVLM) -> Sequence[onnx.ModelProto]:
     ids = torch.zeros((rows, text), dtype=torch.long)
     step = (torch.zeros(rows, 2, config.hidden_size), torch.ones((rows, text + 2), dtype=torch.long))
     positions = torch.arange(2).repeat(rows, 1) + text
-    row, of_cache = {0: "rows"}, {1: "rows", 3: "cached"}
+    row = {0: "rows"}
+    cached = [f"{name}{layer}" for name in CACHE for layer in range(config.num_hidden_layers)]
     return [
         _export(
             encoder,
@@ -219,11 +240,13 @@ def _trace(model: DeltaVLM) -> Sequence[onnx.ModelProto]:
         ),
         _export(
             language,
-            {"embeds": step[0], "mask": step[1], "positions": positions, "keys": cache, "values": cache},
-            ["logits", "new_keys", "new_values"],
+            {"embeds": step[0], "mask": step[1], "positions": positions}
+            | {name: cache.clone() for name in cached},
+            list(STEP),
             {"embeds": {0: "rows", 1: "text"}, "positions": {0: "rows", 1: "text"}, "logits": row}
             | {"mask": {0: "rows", 1: "total"}}
-            | {name: of_cache for name in ("keys", "values", "new_keys", "new_values")},
+            | {name: {0: "rows", 2: "cached"} for name in cached}
+            | {name: {1: "rows", 3: "text"} for name in STEP[1:]},
         ),
     ]
 

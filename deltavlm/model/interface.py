@@ -16,6 +16,11 @@ CHANGED_PIXEL = 0.5  # a pixel is changed where the probabilities of all changes
 class AnswerForm(Protocol):
     """Set of the texts that an answer may be, read from left to right."""
 
+    @property
+    def only_text(self) -> str | None:
+        """The text, where the set has one; None where it has more."""
+        ...
+
     def begins(self, text: str) -> bool:
         """True if an answer may begin with this text."""
         ...
@@ -138,7 +143,8 @@ class Reply:
 
     `score` is the calibrated probability of "yes" for a yes/no question, else the mean log-probability of the
     answer's tokens, end of text included (0 is certain, more negative is less certain), also where it did not
-    choose them freely. NaN where the model was not taught to answer.
+    choose them freely; 0 where the answers that it agrees with leave one text, which the model is not asked
+    for. NaN where the model was not taught to answer.
     """
 
     text: str

@@ -30,9 +30,11 @@ from deltavlm.model.answering import CheckpointModel, GeneratedRows
 from deltavlm.model.config import DeltaVLMConfig, RuntimeOptions, ScoreCalibration
 from deltavlm.model.constraint import Constraint
 from deltavlm.model.folder import (
+    CACHE,
     FEATURES,
     GRAPHS,
     LAYOUT,
+    STEP,
     WEIGHTS,
     find_folder,
     fingerprint,
@@ -49,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
+CACHE_BLOCK = 16  # by which the key/value cache grows
 CHECKSUMS = "checksums.json"  # of the compiled graphs in a folder
 UNUSED_DAYS = 30  # after which compiled graphs of other weights or versions are removed
 
@@ -65,6 +68,59 @@ class EncodedPairs:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """Keys and values of the tokens so far, in P places, which are not all filled.
+
+    Their number grows by blocks, so that the graph runs with few shapes, for each of which OpenVINO prepares
+    anew.
+    """
+
+    keys: Floats  # (Y, R, H, P, E)
+    values: Floats
+    mask: npt.NDArray[np.int64]  # (R, P), 1 where there is a token
+    length: int  # of the places, those that are filled
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> KeyValueCache:
+        """Cache of a shape (Y, R, H, P, E) without tokens."""
+        mask = np.zeros((shape[1], shape[3]), np.int64)
+        return cls(np.zeros(shape, np.float32), np.zeros(shape, np.float32), mask, 0)
+
+    @classmethod
+    def of_prompt(cls, keys: Floats, values: Floats, mask_RS: npt.NDArray[np.int64]) -> KeyValueCache:
+        """Cache of the S tokens of prompts, with room for others."""
+        length = mask_RS.shape[1]
+        cache = cls.empty((*keys.shape[:3], CACHE_BLOCK * (length // CACHE_BLOCK + 1), keys.shape[4]))
+        cache.keys[..., :length, :], cache.values[..., :length, :] = keys, values
+        cache.mask[:, :length] = mask_RS
+        cache.length = length
+        return cache
+
+    def append(self, keys: Floats, values: Floats) -> None:
+        """Add a token of each row, (Y, R, H, 1, E)."""
+        if self.length == self.mask.shape[1]:
+            room = [(0, 0)] * 3 + [(0, CACHE_BLOCK), (0, 0)]
+            self.keys, self.values = np.pad(self.keys, room), np.pad(self.values, room)
+            self.mask = np.pad(self.mask, [(0, 0), (0, CACHE_BLOCK)])
+        self.keys[..., self.length, :], self.values[..., self.length, :] = keys[..., 0, :], values[..., 0, :]
+        self.mask[:, self.length] = 1
+        self.length += 1
+
+    def select(self, rows: npt.NDArray[np.bool_]) -> KeyValueCache:
+        """The cache of some rows."""
+        keys, values = (tensor.compress(rows, axis=1) for tensor in (self.keys, self.values))
+        return KeyValueCache(keys, values, self.mask[rows], self.length)
+
+    def layers(self) -> dict[str, Floats]:
+        """Keys and values of each layer, by the names of the graph's inputs."""
+        return {
+            f"{name}{layer}": each
+            for name, tensors in zip(CACHE, (self.keys, self.values), strict=True)
+            for layer, each in enumerate(tensors)
+        }
 
 
 @dataclass
@@ -187,16 +243,18 @@ class GraphPredictor(CheckpointModel):
         ids = np.full((count, max_new_tokens), self.codec.pad, np.int64)
         log_probs = np.zeros((count, max_new_tokens), np.float32)
         language = self.config.language
-        shape = (language.layers, count, language.heads, 0, language.hidden // language.heads)
-        keys = values = np.zeros(shape, np.float32)
+        cache = KeyValueCache.empty(
+            (language.layers, count, language.heads, 0, language.hidden // language.heads)
+        )
         rows, unfinished = np.arange(count), np.ones(count, bool)
         positions = np.maximum(mask_RS.cumsum(axis=1) - 1, 0)
         first_logits: Floats | None = None
         step = 0
         for step in range(max_new_tokens):
-            inputs = {"embeds": embeds_RSL, "mask": mask_RS, "positions": positions}
-            outputs = self.graphs.run("language", {**inputs, "keys": keys, "values": values})
-            logits, keys, values = (outputs[name] for name in ("logits", "new_keys", "new_values"))
+            mask = np.concatenate([cache.mask, mask_RS], axis=1)
+            inputs = {"embeds": embeds_RSL, "mask": mask, "positions": positions}
+            outputs = self.graphs.run("language", inputs | cache.layers())
+            logits, keys, values = (outputs[name] for name in STEP)
             token = logits.argmax(axis=1)
             for index in np.flatnonzero(unfinished).tolist():
                 constraint = constraints[rows[index]]
@@ -212,14 +270,16 @@ class GraphPredictor(CheckpointModel):
             remaining = int(unfinished.sum())
             if remaining == 0:
                 break
+            if step == 0:
+                cache = KeyValueCache.of_prompt(keys, values, mask_RS)
+            else:
+                cache.append(keys, values)
             if remaining <= 0.75 * len(rows):
-                rows, mask_RS, token, positions = (
-                    each[unfinished] for each in (rows, mask_RS, token, positions)
-                )
-                keys, values = keys[:, unfinished], values[:, unfinished]
+                rows, token, positions = (each[unfinished] for each in (rows, token, positions))
+                cache = cache.select(unfinished)
                 unfinished = unfinished[unfinished]
             embeds_RSL = self.embeddings[token][:, None]
-            mask_RS = np.concatenate([mask_RS, np.ones((len(rows), 1), np.int64)], axis=1)
+            mask_RS = np.ones((len(rows), 1), np.int64)
             positions = positions[:, -1:] + 1
         assert first_logits is not None  # an answer has at least one token
         return GeneratedRows(ids[:, : step + 1], log_probs[:, : step + 1], first_logits)
@@ -274,6 +334,7 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
     if cache is not None:
         remove_unused(cache)
     digest = layout_digest(folder / WEIGHTS)
+    expected = {GRAPHS[0]: FEATURES, GRAPHS[-1]: STEP}
 
     def compile_graph(name: str) -> Any:
         path = folder / name
@@ -293,7 +354,7 @@ def compile_graphs(folder: Path, identity: str, threads: int, dtype: str = "auto
                     f"{path} is not of the weights beside it; write it again with deltavlm weights export"
                 )
             outputs = {alias for output in graph.outputs for alias in output.get_names()}
-            if name == GRAPHS[0] and not outputs >= {*FEATURES}:
+            if not outputs >= {*expected.get(name, ())}:
                 raise ModelError(
                     f"{path} is of an earlier version; write it again with deltavlm weights export"
                 )

@@ -28,11 +28,12 @@ class Form:
 
     pattern: str
     rejects: Callable[[str], bool] = lambda text: False
+    only_text: str | None = None  # where no other text matches
 
     @classmethod
     def of_texts(cls, *texts: str) -> Form:
         """Form of answers that are one of these texts."""
-        return cls("|".join(map(regex.escape, texts)))
+        return cls("|".join(map(regex.escape, texts)), only_text=texts[0] if len({*texts}) == 1 else None)
 
     def begins(self, text: str) -> bool:
         """True if an answer may begin with this text."""

@@ -127,7 +127,9 @@ def form(draft: str, described: str, counted: int | None = None) -> Form:
         buildings = _some("building", counted) if stated is None else _between(low, high, "building")
     if counts == Counts(0, 0) and not built:
         return Form.of_texts(draft)
-    return Form(f"({roads}) and ({buildings})")
+    if {"|", "("} & {*roads, *buildings}:  # a number is free
+        return Form(f"({roads}) and ({buildings})")
+    return Form.of_texts(f"{roads} and {buildings}")
 
 
 def _form_of_draft(change: str, counted: int | None = None) -> Form:

@@ -92,6 +92,8 @@ def form(described: str, counted: str) -> Form:
         _SOME if number else _ANY if kind in removed else _NONE
         for kind, number in (("road", counts.roads), ("building", counts.buildings))
     )
+    if roads is buildings is _NONE:
+        return Form.of_texts(format_answer(Cells()))
     return Form(f"roads {roads} buildings {buildings}")
 
 

@@ -21,6 +21,7 @@ from deltavlm.model import checkpoint
 from deltavlm.model.config import PROMPT_STYLES, DeltaVLMConfig
 from deltavlm.model.deltavlm import DeltaVLM, build
 from deltavlm.model.dense import DenseHead
+from deltavlm.model.device import meta_device
 from deltavlm.model.difference import DifferencePerception
 from deltavlm.model.folder import (
     QUESTION_TOKENIZER,
@@ -73,7 +74,7 @@ def load_model_config(config: TrainConfig) -> DeltaVLMConfig:
     Raises: ConfigError.
     """
     model = load(shipped_config(f"{config.model}.yaml", "vision"), DeltaVLMConfig)
-    with torch.device("meta"):
+    with meta_device():
         names = [name for name, _ in build(model).named_parameters()]
     for name, phase in config.phases.items():
         micro_batches(name, phase)

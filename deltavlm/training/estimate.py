@@ -18,6 +18,7 @@ from torch import Tensor
 from deltavlm.errors import ConfigError, DeltaVLMError
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
+from deltavlm.model.device import meta_device
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.training.build import (
@@ -77,7 +78,7 @@ def estimate_run(config: TrainConfig, notify: Callable[[str], None] = lambda tex
         config = limit_epochs(config, inputs)
     except DeltaVLMError as error:
         missing = error
-    with torch.device("meta"):
+    with meta_device():
         model = build(model_config)
         learners = {name: Learner(model, model_config, phase) for name, phase in config.phases.items()}
     phases = {name: _phase_estimate(config, name, learners[name], inputs) for name in config.phases}

@@ -29,6 +29,7 @@ from deltavlm.model.changechat.config import ChangeChatConfig, TowerConfig
 from deltavlm.model.changechat.network import POSITIONS, ChangeChatNetwork
 from deltavlm.model.changechat.prompt import PromptCodec
 from deltavlm.model.config import RuntimeOptions
+from deltavlm.model.device import meta_device
 from deltavlm.model.folder import CONFIG, SENTENCEPIECE, WEIGHTS
 from deltavlm.upstream.adapters import CONFIG as ADAPTER_CONFIG
 from deltavlm.upstream.adapters import Lora, check_all_merged, language_layer, read_adapter
@@ -94,7 +95,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     check_new(folder)
     config = read_config(sources, folder.name)
     ignored: list[str] = []
-    with torch.device("meta"):
+    with meta_device():
         network = ChangeChatNetwork(config)
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     adapter = None if sources.adapter is None else read_adapter(sources.adapter)

@@ -33,7 +33,7 @@ from deltavlm.model.changevg.config import (
     make_prompt,
 )
 from deltavlm.model.changevg.model import ChangeVGModel, EncodedPairs, load_folder
-from deltavlm.model.device import DTYPES, pick_device
+from deltavlm.model.device import DTYPES, meta_device, pick_device
 from deltavlm.model.folder import CONFIG, DEFAULT_KIND, KIND
 from deltavlm.model.huggingface.loading import quiet
 from deltavlm.upstream import mci
@@ -160,7 +160,7 @@ def _expected_shapes(base: Path) -> dict[str, torch.Size]:
             if values["model_type"] != "qwen2_5_vl":
                 raise ValueError(f"it is of the architecture {values['model_type']!r}, not qwen2_5_vl")
             config = AutoConfig.from_pretrained(base)
-            with torch.device("meta"):
+            with meta_device():
                 model = Qwen2_5_VLForConditionalGeneration(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(

@@ -25,6 +25,7 @@ from deltavlm.model import checkpoint
 from deltavlm.model.checkpoint import checkpoint_name
 from deltavlm.model.config import DeltaVLMConfig
 from deltavlm.model.deltavlm import build
+from deltavlm.model.device import meta_device
 from deltavlm.model.folder import QUESTION_TOKENIZER, SENTENCEPIECE, WEIGHTS
 from deltavlm.model.tokenizer import bert_tokenizer, load_sentencepiece
 from deltavlm.upstream import names
@@ -95,7 +96,7 @@ def convert(
     config = replace(config, name=folder.name, difference=replace(config.difference, mode=mode))
     tokenizer = _read_vocabulary(sources, config)
     weights, ignored = _rename(published, tower)
-    with torch.device("meta"):
+    with meta_device():
         expected = {
             name: tensor.shape
             for name, tensor in build(config).state_dict().items()

@@ -21,7 +21,7 @@ from torch import Tensor
 from deltavlm.errors import InputError, ModelError
 from deltavlm.files import folder_bytes, parse_json, read_text
 from deltavlm.messages import pluralize
-from deltavlm.model.device import DTYPES, pick_device
+from deltavlm.model.device import DTYPES, meta_device, pick_device
 from deltavlm.model.folder import WEIGHTS
 from deltavlm.model.mci.config import CLASSES, END, NULL, MCIConfig, read_vocabulary
 from deltavlm.model.mci.losses import losses
@@ -149,7 +149,7 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
     weights, ignored = rename(published, sources.checkpoint)
     config = read_config(weights, sources, folder.name)
     words = _read_words(sources.vocab, config)
-    with torch.device("meta"):
+    with meta_device():
         expected = {name: tensor.shape for name, tensor in MCI(config).state_dict().items()}
     expected = {name: shape for name, shape in expected.items() if not name.endswith("num_batches_tracked")}
     check_shapes({name: tensor.shape for name, tensor in weights.items()}, expected, sources.checkpoint)

@@ -161,6 +161,29 @@ def agrees(texts: list[str]) -> bool:
     return "many" not in texts and is_standard and conflicts_of(texts) == []
 
 
+def test_what_the_other_answers_decide_is_not_asked(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts and cells of an unchanged pair, and all but the first token of a yes or no, cost as much as the
+    rest of its answers."""
+    predictor = predictor_of(codec)
+    asked: list[tuple[str, int]] = []
+    generate_rows = Predictor.generate_rows
+
+    def recorded(self: Predictor, encoded: Any, rows: Sequence[tuple[int, Question]], *rest: Any) -> Any:
+        asked.extend((question.name, question.max_new_tokens) for _, question in rows)
+        return generate_rows(self, encoded, rows, *rest)
+
+    monkeypatch.setattr(Predictor, "generate_rows", recorded)
+    (replies,) = predictor.answer(encode(predictor, 1), questions(threshold=1.0))
+    assert {name for name, _ in asked} == {"caption", "change"}
+    assert {tokens for name, tokens in asked if name == "change"} == {1}
+    assert [(reply.text, reply.score) for reply in replies[2:]] == [
+        (TASKS["count"].unchanged, 0.0),
+        (TASKS["location"].unchanged, 0.0),
+    ]
+    counts = predictor.answer(encode(predictor, 1), questions(threshold=1.0)[2:3])
+    assert counts == [[replies[2]]]  # nothing but the yes or no is asked for it
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_an_answer_depends_on_pair_and_question_alone(codec: Codec, seed: int) -> None:
     """Not on the other rows of its batch, which end earlier or later, nor on what else is asked."""

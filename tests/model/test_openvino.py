@@ -23,6 +23,7 @@ from deltavlm.model.folder import GRAPHS, WEIGHTS, layout_digest
 from deltavlm.model.graphs import export_graphs
 from deltavlm.model.interface import ChangeModel, Question, standard_question
 from deltavlm.model.kinds import load_model
+from deltavlm.model.openvino import CACHE_BLOCK, KeyValueCache
 from deltavlm.model.runtime import has_gpu, pick_runtime
 from deltavlm.model.scope import QuestionScope
 from deltavlm.model.scope_numpy import NumpyScope
@@ -186,6 +187,40 @@ def test_an_encoder_without_counts_is_of_an_earlier_version(exported: Path, tmp_
     (tmp_path / GRAPHS[0]).write_bytes(graph.SerializeToString())
     with pytest.raises(ModelError, match=r"is of an earlier version; .* deltavlm weights export$"):
         load_model(str(tmp_path), device="cpu", runtime="openvino")
+
+
+def test_a_language_model_that_returns_the_whole_cache_is_of_an_earlier_version(
+    exported: Path, tmp_path: Path
+) -> None:
+    import onnx
+
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    graph = onnx.load(exported / GRAPHS[-1], load_external_data=False)
+    graph.graph.output.pop()
+    (tmp_path / GRAPHS[-1]).write_bytes(graph.SerializeToString())
+    with pytest.raises(ModelError, match=r"language\.onnx is of an earlier version; .* weights export$"):
+        load_model(str(tmp_path), device="cpu", runtime="openvino")
+
+
+def test_the_cache_keeps_its_tokens_where_it_grows_and_rows_leave() -> None:
+    rng = np.random.default_rng(0)
+    prompt = rng.normal(size=(2, 3, 1, 5, 4)).astype(np.float32)
+    mask = np.ones((3, 5), np.int64)
+    mask[0, :2] = 0
+    cache = KeyValueCache.of_prompt(prompt, -prompt, mask)
+    expected, kept_rows = prompt, np.array([True, False, True])
+    for step in range(2 * CACHE_BLOCK):
+        token = rng.normal(size=(2, len(cache.mask), 1, 1, 4)).astype(np.float32)
+        cache.append(token, -token)
+        expected = np.concatenate([expected, token], axis=3)
+        if step == CACHE_BLOCK:
+            cache, expected, mask = cache.select(kept_rows), expected[:, kept_rows], mask[kept_rows]
+    assert (cache.keys[..., : cache.length, :] == expected).all()
+    assert (cache.values == -cache.keys).all()
+    assert (cache.mask[:, :5] == mask).all()
+    assert (cache.mask.sum(axis=1) == mask.sum(axis=1) + 2 * CACHE_BLOCK).all()
+    assert all(each.flags.c_contiguous for each in cache.layers().values())
 
 
 def test_a_broken_graph_is_one_line(exported: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stages of a tiny MCI: what each trains, eight made pairs to exact captions and masks, resuming."""
+"""Stages of a tiny MCI: what each trains, four made pairs to exact captions and masks, resuming."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deltavlm.scoring.score import Scores, Setup
 from deltavlm.training import mci, run, validate
 from deltavlm.training.config import Phase, RecordSet, TrainConfig, Validation, load_config
 from deltavlm.upstream import kinds
-from tests.mci_reference import write_files
+from tests.mci_reference import Sizes, random_weights, write_published
 
 PAIRS, PX = 8, 64
 CAPTIONS = ("a road is built", "many houses are built", "the road has changed", "trees and a road. are built")
@@ -42,9 +42,9 @@ def phase(part: str, steps: int, **changes: Any) -> Phase:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoint with random weights, of small images."""
-    published = write_files(tmp_path_factory.mktemp("mci") / "published", pairs=1).folder
-    paths = {"checkpoint": published / "MCI_model.pth", "vocab": published / "vocab.json"}
+    """Checkpoint with random weights, of small images, and of one layer where the published one has more."""
+    sizes = Sizes(depths=(1, 1, 1, 1), caption_layers=1, mask_layers=1, decoder_layers=1)
+    paths = write_published(tmp_path_factory.mktemp("mci") / "published", random_weights(sizes=sizes))
     folder = kinds.convert("mci", paths, tmp_path_factory.mktemp("start") / "start").folder
     values = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(values | {"image_px": PX}))
@@ -53,10 +53,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pairs of blocks of color with two captions each and a mask; every second one is unchanged."""
-    folder = tmp_path_factory.mktemp("set")
+    """Set of eight pairs."""
+    return write_set(tmp_path_factory.mktemp("set"), PAIRS)
+
+
+def write_set(folder: Path, pairs: int) -> Path:
+    """Write pairs of blocks of color with a caption each and a mask; every second one is unchanged."""
     content: list[dict[str, Any]] = []
-    for pair in range(PAIRS):
+    for pair in range(pairs):
         rng = np.random.default_rng(pair)
         for date in "AB":
             pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((64, 64, 1))).astype(np.uint8)
@@ -84,9 +88,9 @@ def recipe(start: Path, records: Path, *phases: Phase, **changes: Any) -> TrainC
     return TrainConfig(str(start), **(options | changes))
 
 
-def images(records: Path) -> list[np.ndarray]:
+def images(records: Path, pairs: int) -> list[np.ndarray]:
     return [
-        np.stack([read_image(records / "images" / "train" / date / f"{pair}.png") for pair in range(PAIRS)])
+        np.stack([read_image(records / "images" / "train" / date / f"{pair}.png") for pair in range(pairs)])
         for date in "AB"
     ]
 
@@ -99,16 +103,21 @@ def source(config: TrainConfig, part: str = "mci_joint") -> mci.StageSource:
 
 
 @pytest.mark.slow
-def test_eight_pairs_are_learned_in_three_stages(start: Path, records: Path, tmp_path: Path) -> None:
-    config = recipe(start, records, phase("mci_joint", 80), phase("mci_caption", 40), phase("mci_mask", 80))
+def test_four_pairs_are_learned_in_three_stages(start: Path, tmp_path: Path) -> None:
+    records = write_set(tmp_path / "made", 4)
+    stages = [
+        phase(f"mci_{name}", steps, batch=4) for name, steps in (("joint", 50), ("caption", 50), ("mask", 40))
+    ]
+    config = recipe(start, records, *stages)
     result = run.train(config, tmp_path / "run")
     model = load_model(str(result.model_folder), device="cpu")
     assert isinstance(model, MCIModel)
-    encoded = model.encode(*images(records))
-    expected = [UNCHANGED if pair % 2 else CAPTIONS[pair // 2].replace(".", "") for pair in range(PAIRS)]
+    encoded = model.encode(*images(records, 4))
+    expected = [CAPTIONS[0], UNCHANGED, CAPTIONS[1], UNCHANGED]
     assert [caption.text for caption in model.captions(encoded)] == expected
     samples = source(config)
     truth = np.stack([mci.read_labels(samples.records, pair, PX) for pair in samples.pairs])
+    assert {0, 1, 2} == {*np.unique(truth).tolist()}
     assert (encoded.mask_logits.argmax(dim=1).numpy() == truth).mean() > 0.995
     values = json.loads((tmp_path / "run" / "model" / CONFIG).read_text())
     assert values["sources"]["trained_on"] == "made"

@@ -24,7 +24,7 @@ from deltavlm.model.changechat.network import ChangeChatNetwork
 from deltavlm.model.changechat.prompt import PromptCodec
 from deltavlm.model.checkpoint import load_weights
 from deltavlm.model.config import Decoding, RuntimeOptions
-from deltavlm.model.device import pick_dtype, plan_device, resolve_device
+from deltavlm.model.device import meta_device, pick_dtype, plan_device, resolve_device
 from deltavlm.model.folder import SENTENCEPIECE, WEIGHTS, fingerprint, read_config_as
 from deltavlm.model.footprint import (
     ITEMSIZE,
@@ -179,7 +179,7 @@ def load_network(
     """
     files = weight_files(folder, config)
     check_fits(config.name, read_footprint(folder, options), free_memory(device))
-    with torch.device("meta"):
+    with meta_device():
         network = ChangeChatNetwork(config)
     to_quantize = quantizable(network) if options.quantize else frozenset()
     stored = (

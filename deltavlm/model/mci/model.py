@@ -32,7 +32,14 @@ from deltavlm.files import write_atomic
 from deltavlm.files.atomic import atomic_file
 from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
-from deltavlm.model.device import DTYPES, resolve_device, to_device, tune_malloc, wrap_torch_errors
+from deltavlm.model.device import (
+    DTYPES,
+    meta_device,
+    resolve_device,
+    to_device,
+    tune_malloc,
+    wrap_torch_errors,
+)
 from deltavlm.model.folder import CONFIG, VOCABULARY, WEIGHTS, read_config_as
 from deltavlm.model.folder import fingerprint as fingerprint_of
 from deltavlm.model.footprint import Footprint, check_fits, footprint_of, sizes_of
@@ -298,7 +305,7 @@ def load_folder(
             f"{folder / VOCABULARY} has {len(words)} words, {folder / CONFIG} {config.words}; copy the whole "
             "checkpoint folder again"
         )
-    with torch.device("meta"):
+    with meta_device():
         network = MCI(config)
     weights = {name: tensor.to(dtype) for name, tensor in read_tensors(folder / WEIGHTS, device)}
     fill(network, weights, str(folder / WEIGHTS))
