@@ -136,7 +136,8 @@ def convert(sources: Sources, folder: Path, notify: Callable[[str], None] = lamb
             files=files,
         )
         write_atomic(scratch / CONFIG, json.dumps(to_mapping(config), indent=1) + "\n")
-    return Converted(folder, len(shapes) + guide.tensors, guide.ignored, folder_bytes(folder), provenance)
+    size = sum(folder_bytes(path) for path in (folder, folder / MODEL, folder / GUIDE))
+    return Converted(folder, len(shapes) + guide.tensors, guide.ignored, size, provenance)
 
 
 def _read_adapter(folder: Path, weights: frozenset[str]) -> Lora:

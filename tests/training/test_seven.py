@@ -29,7 +29,7 @@ from tests.seven import CAPTIONS, SEVEN, eight_examples, seven_checkpoint
 pytestmark = pytest.mark.slow
 
 FROZEN = dict.fromkeys(("vision", "difference", "qformer", "projection"), 0.0)
-SPEAK = Phase(part="instruct", steps=120, batch=8, lr=5e-3, warmup=5, rates={**FROZEN, "language": 1.0})
+SPEAK = Phase(part="instruct", steps=80, batch=8, lr=5e-3, warmup=5, rates={**FROZEN, "language": 1.0})
 TUNED = {"vision": 0.0, "vision.tower.blocks.1": 1.0, "vision.tower.blocks.2": 1.0, "vision.norm": 1.0}
 
 
@@ -66,8 +66,8 @@ def trained(folder: Path) -> Path:
     align = load(shipped_config("train_stage1.yaml"), TrainConfig).phases["align"]
     tune = load(shipped_config("train_stage2.yaml"), TrainConfig).phases["tune"]
     phases = {
-        "align": replace(align, steps=40, batch=8, lr=2e-3, warmup=5),
-        "tune": replace(tune, steps=160, batch=8, micro=8, lr=3e-3, warmup=10, rates=TUNED),
+        "align": replace(align, steps=30, batch=8, lr=2e-3, warmup=5),
+        "tune": replace(tune, steps=120, batch=8, micro=8, lr=3e-3, warmup=10, rates=TUNED),
     }
     config = recipe(
         folder, "spoken/model", phases, fresh=("difference",), language_dtype="fp16", recompute=True

@@ -112,6 +112,11 @@ def test_a_converted_guide_is_taken_as_it_is(files: Path, tmp_path: Path) -> Non
     assert all(torch.equal(encodings[0][name], encodings[1][name]) for name in encodings[0])
 
 
+def test_the_size_of_a_checkpoint_is_that_of_all_its_folders(files: Path, tmp_path: Path) -> None:
+    made = convert(files, tmp_path / "out")
+    assert made.bytes == sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file())
+
+
 def test_damaged_folders_are_named(files: Path, tmp_path: Path) -> None:
     folder = convert(files, tmp_path / "out").folder
     (weights,) = (folder / "model").glob("*.safetensors")
