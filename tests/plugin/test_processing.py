@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ PAIR = {"BEFORE": BEFORE, "AFTER": AFTER}
 QGIS_PYTHON = os.environ.get("QGIS_PYTHON", "/usr/bin/python3")
 #: Debian's wrapper `qgis_process` passes a flag that the program refuses
 QGIS_PROCESS = shutil.which("qgis_process.bin") or shutil.which("qgis_process")
+SETPRIV = shutil.which("setpriv") or ""
 SMALL = "500000,500128,5399872,5400000 [EPSG:32633]"  # one chip, and parts of three where chips overlap
 
 
@@ -65,11 +67,13 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def run_steps(environment: dict[str, str], tmp_path: Path, *steps: dict[str, Any]) -> list[dict[str, Any]]:
-    """What QGIS got for each step of `qgis_run.py`."""
+def run_steps(
+    environment: dict[str, str], tmp_path: Path, *steps: dict[str, Any], under: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """What QGIS got for each step of `qgis_run.py`, started by another program where one is named."""
     work = tmp_path / "work.json"
     work.write_text(json.dumps({"program": "", "steps": steps}))
-    command = [QGIS_PYTHON, str(SCRIPT), str(work)]
+    command = [*under, QGIS_PYTHON, str(SCRIPT), str(work)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     reports: list[dict[str, Any]] = json.loads(process.stdout.splitlines()[-1])
@@ -234,6 +238,19 @@ def installed(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
     code, text = qgis_process(environment, "plugins", "enable", "deltavlm_processing")
     assert code == 0, text
     return environment
+
+
+@pytest.mark.skipif("not SETPRIV", reason="no setpriv")
+def test_a_folder_without_permission_to_write_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+    """Root writes everywhere, so QGIS runs without that capability."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    under = [SETPRIV, "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
+    (report,) = run_steps(
+        environment, tmp_path, step("analyze", **PAIR, OUTPUT=str(locked / "out.gpkg")), under=under
+    )
+    assert f"No permission to write into {locked}; choose another file for" in report["error"]
+    assert not [*locked.iterdir()]
 
 
 def test_qgis_process_runs_an_algorithm_and_a_model_of_the_designer(
