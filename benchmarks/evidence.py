@@ -161,13 +161,13 @@ def constant_reader() -> ScriptedReader:
     )
 
 
-def rule_reader(model: ChangeModel) -> ScriptedReader:
+def rule_reader(model: Any) -> ScriptedReader:
     """Reader of the mask head's rule; see `nano_scores.score_rule`."""
 
     def state(encoded: Any) -> list[Statement]:
         masks = model.masks(encoded)
         assert masks is not None
-        sums = encoded.density.float().sum(dim=(2, 3)).round().int().tolist()
+        sums = model.counts(encoded).round().astype(int).tolist()
         return [
             _by_rule(labels, len(masks.classes), Counts(*numbers))
             for labels, numbers in zip(masks.labels, sums, strict=True)

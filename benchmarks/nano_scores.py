@@ -75,7 +75,7 @@ def score_model(model: ChangeModel, count: int, render_options: dict[str, Any]) 
     }
 
 
-def score_rule(model: ChangeModel, cache: Path, facts: list[Any]) -> dict[str, float]:
+def score_rule(model: Any, cache: Path, facts: list[Any]) -> dict[str, float]:
     """Scores of answers derived from the dense head alone; empty for a model without one.
 
     "Yes" where a class covers enough of the chip, the cells that it covers enough of, and the rounded sums of
@@ -89,7 +89,7 @@ def score_rule(model: ChangeModel, cache: Path, facts: list[Any]) -> dict[str, f
         masks = model.masks(encoded)
         if masks is None:
             return {}
-        sums = encoded.density.float().sum(dim=(2, 3)).round().int().tolist()
+        sums = model.counts(encoded).round().astype(int).tolist()
         for labels, (roads, buildings) in zip(masks.labels, sums, strict=True):
             shares = np.bincount(labels.ravel(), minlength=len(masks.classes)) / labels.size
             has_instance = (shares[1:5] >= MIN_INSTANCE_SHARE).any()

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.nano_scores import score_rule
+from deltavlm.data.synthetic.cache import open_cache, render_cache
+from deltavlm.data.synthetic.facts import facts_of
+from deltavlm.model.kinds import load_model
+
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = [
@@ -53,3 +58,12 @@ def test_analyze_and_the_simple_loop_give_equal_answers(tmp_path: Path) -> None:
     (table,) = rows(tmp_path, "--layout", "striped deflate", "--side", "512", "--loop-chips", "1")
     assert table["chips, batch"] == "4, 32"
     assert table["equal answers"] == "4 of 4"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_rule_of_the_mask_head_is_scored_in_both_runtimes(tmp_path: Path, runtime: str) -> None:
+    render_cache(tmp_path, 2, seed=5, workers=1)
+    facts = [facts_of(*maps) for maps in open_cache(tmp_path)[1]]
+    scores = score_rule(load_model("nano", device="cpu", runtime=runtime), tmp_path, facts)
+    assert 0 <= scores["rule_count_mae"] < 20

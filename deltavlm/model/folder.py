@@ -17,6 +17,7 @@ from deltavlm.files import check_regular, parse_json, read_text
 from deltavlm.model.config import DeltaVLMConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+SHARD_BYTES = 2 << 30  # of the written files, the amount held in memory at once
 DENSE = "dense.safetensors"  # a mask head that was trained on top of a published model
 SENTENCEPIECE, QUESTION_TOKENIZER = "tokenizer.model", "question_tokenizer.json"
 VOCABULARY = "vocab.json"  # words of a captioner: word -> id

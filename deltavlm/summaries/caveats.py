@@ -159,8 +159,8 @@ def _confidence(results: Results, total: AreaSummary) -> Iterator[str]:
     names = {run.get("model", {}).get("name") for run in results.runs} - {None}
     if "nano" in names:
         yield (
-            "The model nano was trained on synthetic scenes only. Its scores are probabilities if change is "
-            "as likely as no change; where change is rare, use a threshold above 0.5."
+            "The model nano was trained on synthetic scenes only. Its scores are probabilities where one "
+            "chip in five has changed; where change is rarer, use a higher threshold."
         )
     fingerprints = {run.get("model", {}).get("fingerprint") for run in results.runs} - {None}
     if len(fingerprints) > 1:

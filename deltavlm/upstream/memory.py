@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from deltavlm.config import load, shipped_config
 from deltavlm.files import format_bytes
 from deltavlm.model.config import DeltaVLMConfig
+from deltavlm.model.folder import SHARD_BYTES
 from deltavlm.model.footprint import Footprint, Quantize, Sizes, Stored, footprint_of
 from deltavlm.model.mci.config import MCIConfig
 from deltavlm.model.memory import available_memory, pair_bytes
-from deltavlm.upstream.write import SHARD_BYTES
 
 __all__ = ["PUBLISHED", "published_footprint", "published_memory"]
 

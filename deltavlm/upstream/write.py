@@ -11,11 +11,10 @@ from torch import Tensor
 
 from deltavlm.errors import InputError, OutputError
 from deltavlm.files import atomic_folder, format_bytes, free_bytes
+from deltavlm.model.folder import SHARD_BYTES
 from deltavlm.model.memory import available_memory
 from deltavlm.model.tensors import write_tensors
 from deltavlm.upstream.read import shards
-
-SHARD_BYTES = 2 << 30  # of the written files, the amount held in memory at once
 
 
 def check_new(folder: Path) -> None:

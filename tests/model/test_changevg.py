@@ -124,9 +124,9 @@ def without_types(self: ChangeVGModel, *args: Any) -> dict[str, Any]:
     return INPUTS(self, *args) | {"mm_token_type_ids": None}
 
 
-def dates_exchanged(self: ChangeVGModel, encoded: Any, pairs: Sequence[int], ids: Any) -> dict[str, Any]:
+def dates_exchanged(self: ChangeVGModel, encoded: Any, *args: Any) -> dict[str, Any]:
     swapped = models.EncodedPairs(encoded.features.flip(1), encoded.guides, encoded.guide)
-    return INPUTS(self, swapped, pairs, ids)
+    return INPUTS(self, swapped, *args)
 
 
 def no_penalty(self: models.RowPenalty, penalties: Sequence[float], mask: Tensor) -> None:

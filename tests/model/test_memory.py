@@ -204,6 +204,8 @@ def test_a_gpu_gets_a_meter_and_a_cpu_does_not(tmp_path: Path, monkeypatch: pyte
     assert isinstance(model, Predictor)
     assert model.meter is None
     monkeypatch.setattr("deltavlm.model.predictor.resolve_device", lambda runtime: "cuda:1")
+    monkeypatch.setattr("deltavlm.model.predictor.plan_device", lambda runtime, hidden: ("cuda:1", "fp32"))
+    monkeypatch.setattr("deltavlm.model.predictor.free_memory", lambda device: 10**12)
     real = checkpoint.load
     monkeypatch.setattr(checkpoint, "load", lambda folder, **kwargs: real(folder))
     model = load_model(str(tmp_path), device="cuda:1")

@@ -391,6 +391,7 @@ def test_caveats_follow_from_the_output(tmp_path: Path, results: Results) -> Non
     assert "Not analyzed: 36 of 72 chips (12 without enough data, 24" in text
     assert "were not asked for counts" in text
     assert "synthetic scenes" in text
+    assert "probabilities where one chip in five has changed" in text  # `training.calibrate.CHANGED_SHARE`
     assert not any(words in text for words in ("limited", "Scale", "overlap:", "models", "covers"))
     run = RUN | {
         "model": RUN["model"] | {"name": "mine", "training_gsd_m": 5.0},

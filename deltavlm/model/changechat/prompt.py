@@ -78,6 +78,11 @@ class PromptCodec:
             raise ModelError(f"the tokenizer {path} drops line breaks; it is not that of LLaVA-1.5")
         return cls(codec, TEMPLATES[template])
 
+    @property
+    def all_special_tokens(self) -> tuple[str, ...]:
+        """Marks that are no words of an answer."""
+        return (IMAGE, *map(self.codec.processor.id_to_piece, (self.codec.bos, self.codec.eos)))
+
     @cached_property
     def beginning(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids before the first image, and between both images: those of every prompt."""

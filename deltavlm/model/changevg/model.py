@@ -44,7 +44,7 @@ from deltavlm.model.changevg.config import (
     make_prompt,
 )
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
-from deltavlm.model.device import DTYPES, plan_device, resolve_device, wrap_torch_errors
+from deltavlm.model.device import DTYPES, meta_device, plan_device, resolve_device, wrap_torch_errors
 from deltavlm.model.folder import fingerprint as fingerprint_of
 from deltavlm.model.folder import read_config_as
 from deltavlm.model.footprint import (
@@ -435,7 +435,7 @@ def load_network(folder: Path, *, dtype: torch.dtype, device: str, quantize: Kin
     """
     config: Any = AutoConfig.from_pretrained(folder)
     config.dtype = dtype
-    with torch.device("meta"):
+    with meta_device():
         model: Any = Qwen2_5_VLForConditionalGeneration(config)
     for module in model.modules():
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # the frequencies of positions
