@@ -50,7 +50,7 @@ class Server:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.05")
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.01")
     folder = tmp_path / "served"
     folder.mkdir()
     command = [sys.executable, "-m", "tests.faults.server", str(folder)]
