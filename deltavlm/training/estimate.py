@@ -48,6 +48,7 @@ from deltavlm.training.validate import Validator
 
 MAX_CPU_PARAMETERS = 200_000_000  # of models whose steps are measured without a GPU
 MEASURED_PAIRS = 16  # of a step, of a validation and of the calibration, at most; times are scaled beyond
+CPU_PAIRS = 8  # the same of a step and of a validation on a CPU, whose time is proportional to the pairs
 MEASURED_STEPS, MEASURED_S = 10, 6.0  # steps after a warm-up step: at most so many, until so many seconds
 
 
@@ -154,6 +155,7 @@ def _measure(
     """Fill in time and activation memory of each phase, from a few steps, a small validation and a checkpoint
     with few scenes in a temporary folder; returns the time of everything else by its kind."""
     other_seconds = {"start": time.process_time()}  # of this process: mostly the import of packages
+    most = CPU_PAIRS if machine.device.type == "cpu" else MEASURED_PAIRS
     with tempfile.TemporaryDirectory(prefix="deltavlm-plan-") as folder:
         out = Path(folder)
         scenes = config.scenes
@@ -172,7 +174,7 @@ def _measure(
             notify(f"measuring steps of {name}")
             started = time.monotonic()
             micro_batch_size, grad_accum_steps = micro_batches(name, phase)
-            pairs = min(micro_batch_size, MEASURED_PAIRS)
+            pairs = min(micro_batch_size, most)
             short_phase = replace(phase, steps=MEASURED_STEPS + 3, batch=pairs, micro=None)
             short = replace(config, scenes=scenes, phases={**config.phases, name: short_phase})
             learner = build_learner(short, name, inputs, build_initial_model(config, inputs), machine)
@@ -199,7 +201,9 @@ def _measure(
             if plan:
                 with trainer.ema_weights():
                     validator = Validator(short, name, inputs, codecs, machine, out)
-                    seconds["validation"] = validations * _measure_validation(validator, learner, config)
+                    seconds["validation"] = validations * _measure_validation(
+                        validator, learner, config, most
+                    )
             phases[name]["time"] = seconds
             phases[name]["seconds"] = sum(seconds.values())
             phases[name]["activation_bytes"] = activations.total_bytes * micro_batch_size // pairs
@@ -240,11 +244,11 @@ def _measure_steps(trainer: Trainer, activations: _SavedTensors) -> float:
     return (time.monotonic() - started) / steps
 
 
-def _measure_validation(validator: Validator, learner: Learner, config: TrainConfig) -> float:
-    """Seconds of a validation: each source is measured with few pairs."""
+def _measure_validation(validator: Validator, learner: Learner, config: TrainConfig, most: int) -> float:
+    """Seconds of a validation: each source is measured with at most `most` pairs."""
     plan, seconds = validator.plan, 0.0
     sources, splits = validator.sources, validator.splits
-    validator.plan = replace(plan, pairs=min(plan.pairs, MEASURED_PAIRS))
+    validator.plan = replace(plan, pairs=min(plan.pairs, most))
     for name, source in sources.items():
         validator.sources = {name: source}
         held_out = [split for split in splits if split.name == name]
@@ -255,7 +259,7 @@ def _measure_validation(validator: Validator, learner: Learner, config: TrainCon
         count = min(count, plan.pairs)
         started = time.monotonic()
         validator(learner, StopRequest())
-        seconds += (time.monotonic() - started) * max(1.0, count / MEASURED_PAIRS)
+        seconds += (time.monotonic() - started) * max(1.0, count / most)
     return seconds
 
 

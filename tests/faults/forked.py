@@ -25,6 +25,7 @@ from typing import Any
 
 import geopandas  # noqa: F401  imports of a run, done once for all forks
 import pyogrio.raw  # noqa: F401
+import scipy.ndimage  # noqa: F401
 import typer.main
 
 import deltavlm
