@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from deltavlm.pipeline.results import ChipResult
-from deltavlm.tasks.caption import Kind, buildings_built, denies_change, kinds_built, kinds_removed
+from deltavlm.tasks.caption import Kind, denies_change, kinds_built, kinds_removed, number_built
 from deltavlm.tasks.count import Counts
 from deltavlm.tasks.locate import Cells
 
@@ -92,12 +92,12 @@ def _cells(chip: ChipStatements, kind: Kind) -> int:
     return len(chip.cells.buildings if kind == "building" else chip.cells.roads)
 
 
-def _miscounted(chip: ChipStatements) -> bool:
-    """A count of 0 beside a caption with new buildings is another rule."""
-    stated = None if chip.caption is None else buildings_built(chip.caption)
-    if stated is None or chip.counts is None or chip.counts.buildings == 0:
+def _miscounted(chip: ChipStatements, kind: Kind) -> bool:
+    """A count of 0 beside a caption with new ones is another rule."""
+    stated = None if chip.caption is None else number_built(chip.caption, kind)
+    if stated is None or chip.counts is None or _count(chip, kind) == 0:
         return False
-    return not stated[0] <= chip.counts.buildings <= stated[1]
+    return not stated[0] <= _count(chip, kind) <= stated[1]
 
 
 UNCHANGED_BUT_MASK, CHANGED_WITHOUT_MASK = "unchanged_but_mask", "changed_without_mask"
@@ -166,7 +166,12 @@ RULES = (
     Rule(
         "buildings_in_caption_miscounted",
         "the caption states a number of new buildings, in words too, that the count is not",
-        _miscounted,
+        lambda chip: _miscounted(chip, "building"),
+    ),
+    Rule(
+        "roads_in_caption_miscounted",
+        "the caption states a number of new roads, in words too, that the count is not",
+        lambda chip: _miscounted(chip, "road"),
     ),
     Rule(
         UNCHANGED_BUT_MASK,

@@ -16,8 +16,8 @@ from deltavlm.tasks.base import Form, Task
 from deltavlm.tasks.text import NO_CHANGE, clean, says_no_change, simplify
 
 __all__ = [
-    *("PROMPT", "TASK", "Kind", "buildings_built", "denies_change", "form", "format_answer", "kinds_built"),
-    *("kinds_removed", "parse", "quantify", "score"),
+    *("PROMPT", "TASK", "Kind", "denies_change", "form", "format_answer", "kinds_built", "kinds_removed"),
+    *("number_built", "parse", "quantify", "score"),
 ]
 
 PROMPT = "Please briefly describe the changes in these two images."
@@ -117,7 +117,7 @@ def form(change: str, draft: str, counted: int | None = None) -> Form:
 def _form_of_number(draft: str, number: int) -> Form | None:
     """Form of sentences that begin like the draft, up to its number of new buildings, and state this number
     there; None if the draft states no other number, or several."""
-    stated, words = buildings_built(draft), draft.split()
+    stated, words = number_built(draft, "building"), draft.split()
     nouns = [index for kind, index in _things(draft)[0] if kind == "building"]
     if (
         stated is None
@@ -155,16 +155,16 @@ def _begins_denial(text: str) -> bool:
     return _BEGINS_DENIAL.fullmatch(simplify(text)) is not None or denies_change(text)
 
 
-def buildings_built(sentence: str) -> tuple[int, int] | None:
-    """Lowest and highest number of new buildings that the caption may mean; None if it states no number.
+def number_built(sentence: str, kind: Kind) -> tuple[int, int] | None:
+    """Lowest and highest number of new buildings or roads that the caption may mean; None if it states none.
 
-    >>> buildings_built("a house and two roads are built"), buildings_built("a lot of new houses appear")
+    >>> number_built("a house and two roads are built", "building"), number_built("many roads appear", "road")
     ((1, 1), (5, 1000000))
-    >>> buildings_built("a row of houses is built"), buildings_built("many houses are demolished")
+    >>> number_built("a row of houses is built", "building"), number_built("a road is removed", "road")
     (None, None)
     """
     words = simplify(sentence).split()
-    stated = [_number_of(words, index) for kind, index in _things(sentence)[0] if kind == "building"]
+    stated = [_number_of(words, index) for each, index in _things(sentence)[0] if each == kind]
     numbers = [number for number in stated if number]
     if not numbers or len(numbers) < len(stated):
         return None

@@ -113,23 +113,31 @@ def score(predicted: Counts, truth: Counts) -> dict[str, float]:
 
 def form(draft: str, described: str, counted: int | None = None) -> Form:
     """Form of counts that agree with the caption: those of the draft, at least 1 of what the caption says is
-    built, and as many new buildings as it says.
+    built, and as many as it says.
 
     counted: new buildings by the mask head, which the answer gives if it gives any; the caption agrees with
         that number, not the number with the caption.
     """
     counts, built = parse(draft), caption.kinds_built(described)
-    stated = None if counted is not None else caption.buildings_built(described)
-    low, high = stated or (1, MAX_COUNT)
-    roads = _some("road") if "road" in built and not counts.roads else _phrase(counts.roads, "road")
-    buildings = _phrase(counts.buildings, "building")
-    if "building" in built and not low <= counts.buildings <= high:
-        buildings = _some("building", counted) if stated is None else _between(low, high, "building")
+    roads = _as_described("road", counts.roads, described)
+    buildings = _as_described("building", counts.buildings, described, counted)
     if counts == Counts(0, 0) and not built:
         return Form.of_texts(draft)
     if {"|", "("} & {*roads, *buildings}:  # a number is free
         return Form(f"({roads}) and ({buildings})")
     return Form.of_texts(f"{roads} and {buildings}")
+
+
+def _as_described(kind: caption.Kind, number: int, described: str, counted: int | None = None) -> str:
+    """Regular expression of the number of the draft, or of those that the caption states if it is none of
+    them; `counted` replaces what the caption states."""
+    if kind not in caption.kinds_built(described):
+        return _phrase(number, kind)
+    stated = None if counted is not None else caption.number_built(described, kind)
+    low, high = stated or (1, MAX_COUNT)
+    if low <= number <= high:
+        return _phrase(number, kind)
+    return _some(kind, counted) if stated is None else _between(low, high, kind)
 
 
 def _form_of_draft(change: str, counted: int | None = None) -> Form:

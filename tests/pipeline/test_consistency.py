@@ -47,6 +47,9 @@ BROKEN = {
     "buildings_in_caption_miscounted": ChipStatements(
         caption="many houses and a road are built", counts=Counts(1, 2)
     ),
+    "roads_in_caption_miscounted": ChipStatements(
+        caption="a house and two roads appear", counts=Counts(1, 1)
+    ),
     "unchanged_but_mask": replace(UNCHANGED, has_mask=True),
     "changed_without_mask": replace(AGREEING, has_mask=False),
 }

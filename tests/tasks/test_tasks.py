@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from deltavlm.tasks import TASKS, Task, TaskName
-from deltavlm.tasks.caption import buildings_built, denies_change, kinds_built, kinds_removed
+from deltavlm.tasks.caption import denies_change, kinds_built, kinds_removed, number_built
 from deltavlm.tasks.text import NO_CHANGE
 
 
@@ -102,7 +102,36 @@ def test_a_caption_that_denies_change(sentence: str, denies: bool) -> None:
     ],
 )
 def test_the_number_of_new_buildings_in_a_caption(sentence: str, stated: tuple[int, int] | None) -> None:
-    assert buildings_built(sentence) == stated
+    assert number_built(sentence, "building") == stated
+    of_roads = sentence.replace("houses", "roads").replace("house", "road")
+    if "road" not in sentence and "villa" not in sentence:
+        assert number_built(of_roads, "road") == stated
+
+
+@pytest.mark.parametrize(
+    ("described", "draft", "good", "bad"),
+    [
+        (
+            "a house and two roads are built",
+            "1 new road and 1 new building",
+            "2 new roads and 1 new",
+            "1 new",
+        ),
+        ("several roads appear", "no new roads and no new buildings", "9 new roads and no", "1 new road"),
+        ("a road is built", "3 new roads and no new buildings", "1 new road and no new buildings", "3 new"),
+        (
+            "many houses appear",
+            "no new roads and 2 new buildings",
+            "no new roads and 12 new",
+            "no new roads and 2",
+        ),
+    ],
+)
+def test_counts_are_those_that_the_caption_states(described: str, draft: str, good: str, bad: str) -> None:
+    form = TASKS["count"].form
+    assert form is not None
+    assert form(draft, described).begins(good)
+    assert not form(draft, described).begins(f"{bad} ")
 
 
 @pytest.mark.parametrize(
