@@ -119,19 +119,19 @@ def _form_of_number(draft: str, number: int) -> Form | None:
     there; None if the draft states no other number, or several."""
     stated, words = number_built(draft, "building"), draft.split()
     nouns = [index for kind, index in _things(draft)[0] if kind == "building"]
-    if (
-        stated is None
-        or stated[0] <= number <= stated[1]
-        or len(nouns) != 1
-        or simplify(draft) != " ".join(words)
-    ):
+    if stated is None or stated[0] <= number <= stated[1]:
+        return None
+    if len(nouns) != 1 or words != simplify(draft).split():
         return None
     (noun,) = nouns
-    start = next(index for index in range(noun - 1, -1, -1) if words[index] in _NUMBER_WORDS)
+    start, _ = _numeral(words, noun) or (noun, None)
     described = [word for word in words[start + 1 : noun] if word != "of"]
-    if words[start] in ("couple", "few", "lot") and words[start - 1 : start] == ["a"]:
+    singular = words[noun] if words[noun] in _NOUNS else words[noun].removesuffix("s")
+    if singular not in _NOUNS or singular.endswith("s"):
+        return None
+    if words[max(0, start - 1) : start] == ["a"]:  # "a few", "a single"
         start -= 1
-    phrase = quantify(number, " ".join([*described, words[noun].removesuffix("s")]))
+    phrase = quantify(number, " ".join([*described, singular]))
     return Form(regex.escape(" ".join([*words[:start], phrase])) + "( .*)?")
 
 
@@ -164,20 +164,21 @@ def number_built(sentence: str, kind: Kind) -> tuple[int, int] | None:
     (None, None)
     """
     words = simplify(sentence).split()
-    stated = [_number_of(words, index) for each, index in _things(sentence)[0] if each == kind]
-    numbers = [number for number in stated if number]
-    if not numbers or len(numbers) < len(stated):
+    numerals = [_numeral(words, index) for each, index in _things(sentence)[0] if each == kind]
+    numbers = [numeral[1] for numeral in numerals if numeral]
+    if not numbers or len(numbers) < len(numerals):
         return None
     return sum(low for low, _ in numbers), sum(high for _, high in numbers)
 
 
-def _number_of(words: Sequence[str], noun: int) -> tuple[int, int] | None:
-    """Lowest and highest number that the words before a noun state."""
-    for word in reversed(words[max(0, noun - 1 - _ADJECTIVES) : noun]):
+def _numeral(words: Sequence[str], noun: int) -> tuple[int, tuple[int, int]] | None:
+    """Index of the word before a noun that states its number, and the lowest and highest that it may mean."""
+    for index in range(noun - 1, max(-1, noun - 2 - _ADJECTIVES), -1):
+        word = words[index]
         number = (int(word), int(word)) if word.isdecimal() else _NUMBER_WORDS.get(word)
         if number:
             is_plural = words[noun].endswith("s")
-            return number if is_plural == (number != (1, 1)) else None
+            return (index, number) if is_plural == (number != (1, 1)) else None
     return None
 
 

@@ -118,26 +118,33 @@ def form(draft: str, described: str, counted: int | None = None) -> Form:
     counted: new buildings by the mask head, which the answer gives if it gives any; the caption agrees with
         that number, not the number with the caption.
     """
-    counts, built = parse(draft), caption.kinds_built(described)
+    counts = parse(draft)
+    if counts == Counts(0, 0) and not caption.kinds_built(described):
+        return Form.of_texts(draft)
     roads = _as_described("road", counts.roads, described)
     buildings = _as_described("building", counts.buildings, described, counted)
-    if counts == Counts(0, 0) and not built:
-        return Form.of_texts(draft)
-    if {"|", "("} & {*roads, *buildings}:  # a number is free
-        return Form(f"({roads}) and ({buildings})")
-    return Form.of_texts(f"{roads} and {buildings}")
+    if roads[0] == roads[1] and buildings[0] == buildings[1]:
+        return Form.of_texts(f"{_phrase(roads[0], 'road')} and {_phrase(buildings[0], 'building')}")
+    return Form(f"({_between(*roads, 'road')}) and ({_between(*buildings, 'building')})")
 
 
-def _as_described(kind: caption.Kind, number: int, described: str, counted: int | None = None) -> str:
-    """Regular expression of the number of the draft, or of those that the caption states if it is none of
-    them; `counted` replaces what the caption states."""
+def _as_described(
+    kind: caption.Kind, number: int, described: str, counted: int | None = None
+) -> tuple[int, int]:
+    """Lowest and highest number that agrees with the caption: that of the draft if it does, else those that
+    the caption states; `counted` replaces what the caption states."""
     if kind not in caption.kinds_built(described):
-        return _phrase(number, kind)
+        return number, number
     stated = None if counted is not None else caption.number_built(described, kind)
     low, high = stated or (1, MAX_COUNT)
     if low <= number <= high:
-        return _phrase(number, kind)
-    return _some(kind, counted) if stated is None else _between(low, high, kind)
+        return number, number
+    return (low, high) if counted is None else _clipped(counted)
+
+
+def _clipped(counted: int) -> tuple[int, int]:
+    number = min(max(1, counted), MAX_COUNT)
+    return number, number
 
 
 def _form_of_draft(change: str, counted: int | None = None) -> Form:
@@ -156,16 +163,17 @@ def _form_of_draft(change: str, counted: int | None = None) -> Form:
 
 def _some(noun: str, number: int | None = None) -> str:
     """Regular expression of `_phrase` with a number from 1: this one, if it is given."""
-    if number is not None:
-        return _phrase(min(max(1, number), MAX_COUNT), noun)
-    return _between(1, MAX_COUNT, noun)
+    return _between(1, MAX_COUNT, noun) if number is None else _phrase(_clipped(number)[0], noun)
 
 
 def _between(low: int, high: int, noun: str) -> str:
-    """Regular expression of `_phrase` with a number from `low` to `high`; from 10 on with any number."""
+    """Regular expression of `_phrase` with a number from `low` to `high`; beyond 9 it has any number of more
+    than one digit."""
+    if low == high:
+        return _phrase(low, noun)
     numbers = [str(number) for number in range(max(2, low), min(high, 9) + 1)]
     several = "|".join(numbers + [r"[1-9]\d{1,3}"] * (high > 9))
-    return "|".join([f"1 new {noun}"] * (low <= 1) + [f"({several}) new {noun}s"] * (high > 1))
+    return "|".join([f"1 new {noun}"] * (low <= 1) + [f"({several}) new {noun}s"])
 
 
 def _phrase(number: int, noun: str) -> str:

@@ -120,6 +120,12 @@ def test_the_number_of_new_buildings_in_a_caption(sentence: str, stated: tuple[i
         ("several roads appear", "no new roads and no new buildings", "9 new roads and no", "1 new road"),
         ("a road is built", "3 new roads and no new buildings", "1 new road and no new buildings", "3 new"),
         (
+            "12 houses appear",
+            "no new roads and 2 new buildings",
+            "no new roads and 12 new",
+            "no new roads and 47",
+        ),
+        (
             "many houses appear",
             "no new roads and 2 new buildings",
             "no new roads and 12 new",
@@ -142,6 +148,9 @@ def test_counts_are_those_that_the_caption_states(described: str, draft: str, go
         ("a house is built on the grass", 2, "two houses are built", "a house is built"),
         ("the trees are cut and a house is built", 9, "the trees are cut and many houses", "many houses"),
         ("many large buildings are built", 0, "a large building is built", "a building is built"),
+        ("12 houses are built", 1, "a house is built", "12 houses"),
+        ("a row of 12 houses is built", 1, "a row of a house", "a row of 12"),
+        ("a single house is built", 7, "many houses are built", "a many houses"),
     ],
 )
 def test_a_caption_states_the_number_of_the_mask_head(draft: str, counted: int, good: str, bad: str) -> None:
@@ -158,6 +167,7 @@ def test_a_caption_states_the_number_of_the_mask_head(draft: str, counted: int, 
         ("many houses are built", 5),
         ("several houses are built", 9),
         ("houses are built", 1),
+        ("several factories are built", 1),  # a plural that is not the noun and an s
         ("a villa and a house are built", 7),  # two numbers
         ("a road is built and a house is demolished", 7),
         ("the trees are removed", 7),

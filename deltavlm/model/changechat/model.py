@@ -49,10 +49,8 @@ logger = logging.getLogger(__name__)
 PLACEHOLDER = 0  # stands where the tokens of an image are; their embeddings are in the cache
 MAX_PAIRS = 32  # per batch; the cache of each is kept until all questions are answered
 CACHE_BYTES = {"cpu": 1 << 30, "mps": 1 << 30, "cuda": 8 << 30}  # of the caches of a batch of pairs
-BEGINNING_TOKENS, QUESTION_TOKENS = (
-    45,
-    100,
-)  # of a prompt without its images, and of a question with its answer
+BEGINNING_TOKENS = 45  # of a prompt without its images
+QUESTION_TOKENS = 100  # of a question with its answer
 SMALLER = "try `quantize='int8'` or int4"
 
 

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -204,10 +205,8 @@ class ChatModel(ChatFacts):
         end = min(end, start + question.max_new_tokens)
         length = min(end + 1, start + question.max_new_tokens, len(ids))
         before = THINK if self.always_reasons else ""
-        marks = [token for token in tokenizer.all_special_tokens if token[0] in "<["]
-        text = drop_marks(
-            drop_reasoning(before + tokenizer.decode(ids[:end], skip_special_tokens=True)), marks
-        )
+        text = drop_reasoning(before + tokenizer.decode(ids[:end], skip_special_tokens=True))
+        text = drop_marks(text, self._marks)
         if start >= length:
             return Reply(text, math.nan)
         if question.yes_no:
@@ -216,6 +215,11 @@ class ChatModel(ChatFacts):
                 margin = self.calibration.scale * margin + self.calibration.offset
             return Reply(text, math.nan if math.isnan(margin) else 1 / (1 + math.exp(-max(margin, -700.0))))
         return Reply(text, sum(log_probs[start:length]) / (length - start))
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        """Special tokens that are marks, and no words."""
+        return [token for token in self.processor.tokenizer.all_special_tokens if token[0] in "<["]
 
     def _warn_once(self, message: str) -> None:
         if message not in self.warned:
