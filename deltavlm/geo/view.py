@@ -24,7 +24,7 @@ from deltavlm.geo.warp import ANY_PLANE, NOT_WARPED, warp_onto, without_alpha
 
 __all__ = ["Layer", "Raw", "View", "open_view"]
 
-REREAD_BYTES = CACHE_BYTES // 4
+REREAD_BYTES = CACHE_BYTES // 8
 """Pixels whose blocks GDAL's cache holds until other bands of them are read, beside the blocks of a warp's
 source and those of the other date."""
 
