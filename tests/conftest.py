@@ -75,6 +75,15 @@ def _logging_restored() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text is scored without Java, which takes ten seconds to read METEOR's tables.
+
+    The Java programs run in `tests/metrics/test_against_libraries.py` and in the tutorial `score-a-model`.
+    """
+    monkeypatch.setattr("deltavlm.metrics.java.shutil.which", lambda name: None)
+
+
+@pytest.fixture
 def pixels() -> np.ndarray:
     """(3, 96, 160) uint8 noise without 0."""
     return noise(3, HEIGHT, WIDTH)

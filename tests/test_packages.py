@@ -19,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 
 from deltavlm.version import __version__
+from tests.sample import write_corner
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -107,15 +108,14 @@ def test_the_step_of_a_gdal_pipeline_writes_what_gdal_reads(tmp_path: Path) -> N
     text = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8")
     line = re.search(r'<!-- test:gdal -->\n```bash\n.* external "([^"]+)"', text)
     assert line is not None
-    for date in ("before", "after"):
-        shutil.copy(ROOT / "sample_data" / f"{date}.tif", tmp_path)
+    write_corner(tmp_path)
     command = line[1].replace("<INPUT>", "after.tif").replace("<OUTPUT>", f"{tmp_path}/step_out.gpkg")
     program = tmp_path / "deltavlm"
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m deltacli "$@"\n')
     program.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert len(pyogrio.read_dataframe(tmp_path / "step_out.gpkg", layer="chips")) == 12
+    assert len(pyogrio.read_dataframe(tmp_path / "step_out.gpkg", layer="chips")) == 4
 
 
 def gdal_version() -> tuple[int, ...]:
@@ -133,14 +133,13 @@ def test_the_whole_line_of_a_gdal_pipeline(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "cron.md").read_text(encoding="utf-8")
     line = re.search(r"<!-- test:gdal -->\n```bash\n(.*)\n", text)
     assert line is not None
-    for date in ("before", "after"):
-        shutil.copy(ROOT / "sample_data" / f"{date}.tif", tmp_path)
+    write_corner(tmp_path)
     program = tmp_path / "deltavlm"
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m deltacli "$@"\n')
     program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["/bin/sh", "-c", line[1]], cwd=tmp_path, env=environment, check=True, capture_output=True)
     chips = pyogrio.read_info(tmp_path / "changes.gpkg", layer="chips")
-    assert (chips["features"], "deltavlm" in chips["layer_metadata"]) == (12, True)
+    assert (chips["features"], "deltavlm" in chips["layer_metadata"]) == (4, True)
     styles = pyogrio.read_dataframe(tmp_path / "changes.gpkg", layer="layer_styles")
     assert set(styles["f_table_name"]) == {"chips", "locations"}

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
 from deltacli.main import app
+from deltavlm.metrics import java
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -67,7 +69,26 @@ def test_every_tutorial_is_tested() -> None:
     assert {path.stem for path in TUTORIALS.glob("*.md")} == {*OUTPUTS, "python"}
 
 
+@pytest.fixture
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train --dry-run` measures two steps with two pairs; Java programs run once on the same lines."""
+    monkeypatch.setattr("deltavlm.training.estimate.MEASURED_STEPS", 2)
+    monkeypatch.setattr("deltavlm.training.estimate.CPU_PAIRS", 2)
+    monkeypatch.setattr("deltavlm.training.estimate.MEASURED_PAIRS", 2)
+    outputs: dict[str, list[str]] = {}
+
+    def remembered(*call: Any) -> list[str]:
+        key = repr(call)
+        if key not in outputs:
+            outputs[key] = start_java(*call)
+        return outputs[key]
+
+    start_java = java._java
+    monkeypatch.setattr(java, "_java", remembered)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_measurements")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="tutorials use bash")
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_a_tutorial_runs(name: str, here: Path) -> None:

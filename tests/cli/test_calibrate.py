@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyogrio
 import pytest
+from typer.testing import CliRunner
 
+import deltavlm
+from deltacli.main import app
 from deltavlm.model.interface import Question, Reply
 from tests.cli.conftest import Run, one_line
 from tests.pairs import layer, write_pairs
@@ -23,29 +27,46 @@ CALIBRATION = {
 }
 
 
+def always_yes(before: np.ndarray, after: np.ndarray, question: Question) -> str | Reply:
+    """Script that is a little surer where something has changed."""
+    if not question.yes_no:
+        return "there is no difference"
+    noise = float(before[0, 0, 0]) / 2550
+    return Reply("yes", (0.85 if (before != after).any() else 0.6) + noise)
+
+
 @pytest.fixture
 def alarmed(model: ScriptedModel) -> ScriptedModel:
-    """Model that says yes to everything, and is a little surer where something has changed."""
-
-    def script(before: np.ndarray, after: np.ndarray, question: Question) -> str | Reply:
-        if not question.yes_no:
-            return "there is no difference"
-        noise = float(before[0, 0, 0]) / 2550
-        return Reply("yes", (0.85 if (before != after).any() else 0.6) + noise)
-
-    model.script = script
+    """Model that says yes to everything."""
+    model.script = always_yes
     return model
 
 
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "pairs", PAIRS)
+@pytest.fixture(scope="module")
+def written_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("written") / "pairs", PAIRS)
 
 
 @pytest.fixture
-def out(run: Run, alarmed: ScriptedModel, pairs: Path) -> Path:
-    assert run("analyze", "--pairs", pairs, "-o", "out.gpkg", *SMALL).exit_code == 0
-    return Path("out.gpkg")
+def pairs(written_pairs: Path, tmp_path: Path) -> Path:
+    """A list of its own for each test: other lists are written beside it."""
+    return Path(shutil.copytree(written_pairs.parent, tmp_path / "pairs")) / written_pairs.name
+
+
+@pytest.fixture(scope="module")
+def analyzed_pairs(written_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("analyzed") / "out.gpkg"
+    words = ["analyze", "--pairs", str(written_pairs), "-o", str(path), *map(str, SMALL)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(deltavlm), "load_model", lambda name, runtime: ScriptedModel(script=always_yes))
+        assert CliRunner().invoke(app, words).exit_code == 0
+    return path
+
+
+@pytest.fixture
+def out(run: Run, alarmed: ScriptedModel, analyzed_pairs: Path) -> Path:
+    """Output of the pairs in the current folder."""
+    return Path(shutil.copy(analyzed_pairs, "out.gpkg"))
 
 
 def is_changed(pair_id: str) -> bool:
@@ -82,7 +103,7 @@ def test_from_a_run_to_its_review_to_a_run_that_calls_right(run: Run, out: Path,
     assert all(calls("out.gpkg").values())
     result = run("calibrate", out, "--review", write_review(out), "-o", "c.json", "--json")
     assert result.exit_code == 0, result.stderr
-    assert len(run.loads) == 1  # that of the run: stored scores need no model
+    assert not run.loads  # stored scores need no model
     summary, stored = json.loads(result.stdout), json.loads(Path("c.json").read_text())
     assert summary["before"] == {"balanced_accuracy": 0.5, "false_alarms": 1, "misses": 0}
     assert summary["after"] == {"balanced_accuracy": 1, "false_alarms": 0, "misses": 0}

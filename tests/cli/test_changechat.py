@@ -78,6 +78,7 @@ def test_outputs_of_a_mask_are_refused_before_the_run(scene: Scene, flags: tuple
     assert not any(Path(name).exists() for name in ("out.gpkg", "m.tif", "p.tif"))
 
 
+@pytest.mark.slow
 def test_ask_and_chat_with_questions_of_ones_own(scene: Scene) -> None:
     questions = ("Why was it built?", "Where did it change?")
     asked = [word for question in questions for word in ("-q", question)]
@@ -93,6 +94,7 @@ def test_ask_and_chat_with_questions_of_ones_own(scene: Scene) -> None:
     assert "has <image>, which stands for an image" in refused.stderr
 
 
+@pytest.mark.usefixtures("no_java")
 def test_evaluation_asks_in_the_words_of_its_training() -> None:
     result = run(
         *("eval", SAMPLE, "--model", "tiny", *DEVICE, "--limit", 1, "--bootstrap", 0),

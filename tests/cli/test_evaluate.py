@@ -17,6 +17,8 @@ from deltavlm.files import lock
 from tests.cli.conftest import Run, one_line
 from tests.scripted_model import ScriptedModel
 
+pytestmark = pytest.mark.usefixtures("no_java")
+
 WORDS = {"a": 0, "house": 1, "road": 2, "<unk>": 3}
 
 
@@ -41,12 +43,6 @@ def perfect(folder: Path, run: Run) -> list[dict[str, Any]]:
     random.Random(0).shuffle(answers)
     write(answers)
     return answers
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The METEOR of real runs is tested with the metrics; starting Java takes seconds."""
-    monkeypatch.setattr("deltavlm.metrics.java.shutil.which", lambda name: None)
 
 
 def write(answers: list[dict[str, Any]], name: str = "answers.jsonl") -> None:

@@ -206,6 +206,7 @@ def test_a_cascade_asks_mci_about_changed_chips_alone(divided: Path, scene: Scen
             assert row["caption"] == "there is no difference"
 
 
+@pytest.mark.slow
 def test_a_cascade_asks_only_about_chips_that_mci_calls_changed(
     divided: Path, scene: Scene, tmp_path: Path
 ) -> None:

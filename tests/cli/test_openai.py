@@ -201,6 +201,7 @@ def test_a_server_that_fails_from_some_chip_on_leaves_a_run_that_resumes_to_the_
     assert Path("out.geojson").read_bytes() == Path("whole.geojson").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_cascade_whose_second_questions_fail_ends_and_loses_no_chip(server: ChatServer) -> None:
     pairs = write_pairs(Path("pairs"), 30)  # every third has changed
     args = (

@@ -22,10 +22,13 @@ from deltavlm.data.changechat import write_chip_set
 from deltavlm.data.synthetic import SceneOptions, make_scene
 from deltavlm.model import checkpoint
 from deltavlm.model.folder import find_folder, read_config
+from deltavlm.training import estimate
 from deltavlm.training import run as training
 from deltavlm.training.config import TrainConfig
 from tests.cli.conftest import ROOT, Run, one_line
 from tests.pairs import write_pairs
+
+pytestmark = pytest.mark.usefixtures("no_java")
 
 # small enough for a test, everything else as it ships
 SMALL = [
@@ -52,11 +55,6 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltavlm.metrics.java.shutil.which", lambda name: None)
 
 
 def sets(*changes: str) -> list[str]:
@@ -273,17 +271,20 @@ def test_a_dry_run_of_the_7b_says_what_is_missing(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_dry_run_measures_and_writes_nothing(run: Run, made: Path, tmp_path: Path) -> None:
+def test_a_dry_run_measures_and_writes_nothing(
+    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "MEASURED_STEPS", 2)
     result = run("train", quick(made, tmp_path), "--dry-run", "--json")
     assert result.exit_code == 0, result.stderr
-    estimate = json.loads(result.stdout)
-    phase = estimate["phases"]["read"]
+    told = json.loads(result.stdout)
+    phase = told["phases"]["read"]
     assert phase["seconds"] > 0
     assert phase["activation_bytes"] > 0
     assert phase["modules"]["vision"]["trainable"] == 0
     assert phase["modules"]["language"]["trainable"] == phase["modules"]["language"]["all"]
     assert phase["epochs"]["made"] > 1
-    assert estimate["missing"] is None
+    assert told["missing"] is None
     assert not list(Path().iterdir())
 
 

@@ -21,11 +21,9 @@ import traceback
 from collections.abc import Callable
 from contextlib import closing, redirect_stderr, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import geopandas  # noqa: F401  imports of a run, done once for all forks
-import pyogrio.raw  # noqa: F401
-import scipy.ndimage  # noqa: F401
 import typer.main
 
 import deltavlm
@@ -83,12 +81,18 @@ def run(*args: object, before: Callable[[], None] = lambda: None) -> tuple[int, 
 
 
 def kill_at(step: int, folder: Path) -> Callable[[], None]:
-    """Kill the process at disk operation `step`, from 0; of a journal group a part is written."""
-    remaining = step
+    """Kill the process at disk operation `step`, from 0; of a journal group a part is written.
 
-    def is_due() -> bool:
-        nonlocal remaining
-        remaining -= 1
+    Operations before which the folder is as it was at the last one counted are not counted: to the run that
+    resumes, both kills are the same.
+    """
+    remaining, last_seen = step, None
+
+    def is_due(*, always: bool = False) -> bool:
+        nonlocal remaining, last_seen
+        seen = files_in(folder)
+        remaining -= always or seen != last_seen
+        last_seen = seen
         return remaining < 0
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
@@ -105,7 +109,7 @@ def kill_at(step: int, folder: Path) -> Callable[[], None]:
         fsync(handle)
 
     def appended(journal: JournalFile, group: list[Any]) -> list[int]:
-        if is_due():
+        if is_due(always=True):
             with journal.path.open("ab") as file:
                 file.write(repr(group).replace("'", '"').encode()[:99])
             os.kill(os.getpid(), signal.SIGKILL)
@@ -119,6 +123,16 @@ def kill_at(step: int, folder: Path) -> Callable[[], None]:
         sys.addaudithook(audit)
 
     return install
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Content of the files of a folder except the two images, which no run writes."""
+    files = {}
+    for path in folder.iterdir():
+        if path.name not in ("a.tif", "b.tif"):
+            with suppress(FileNotFoundError):  # removed meanwhile by another thread
+                files[path.name] = path.read_bytes()
+    return files
 
 
 def extra_files(out: Path) -> list[Path]:
@@ -147,13 +161,10 @@ def remove(out: Path) -> None:
 
 
 def crashes(folder: Path, suffix: str) -> int:
-    """Kill a run at each disk operation and resume: the output is complete, and no other file remains.
-
-    The operations before the output is written do not depend on its format: they are skipped for GeoPackage.
-    """
+    """Kill a run at each disk operation and resume: the output is complete, and no other file remains."""
     args, expected = prepare(folder, suffix)
     out = folder / f"out{suffix}"
-    step, killed = 15 if suffix == ".gpkg" and not with_masks else 0, 0
+    step, killed = 0, 0
     while True:
         code, stderr = run(*args, "-o", out, before=kill_at(step, folder))
         if code == 0:
@@ -241,18 +252,35 @@ def fails_and_resumes(
 
 def prepare(folder: Path, suffix: str) -> tuple[list[object], Any]:
     """Arguments of a run, and the contents that it writes when it is not interrupted."""
-    pixels = noise(3, 64, 96)
-    before = write_tiled(folder / "a.tif", pixels)
-    pixels[:, 40:50, 40:50] = 255
-    args = ["analyze", before, write_tiled(folder / "b.tif", pixels), *SMALL]
-    if with_masks:
-        args += ["--polygons", "--mask", folder / MASKS[0], "--probability", folder / MASKS[1]]
-    out = folder / f"out{suffix}"
+    args, out = arguments(folder), folder / f"out{suffix}"
     code, stderr = run(*args, "-o", out)
     assert code == 0, stderr
     expected = contents(out)
     remove(out)
     return args, expected
+
+
+def arguments(folder: Path) -> list[object]:
+    """Arguments of a run without its output: six chips in three batches of a new pair."""
+    height, width = (60, 88) if with_masks else (64, 96)  # chips overlap by 4 px where masks are written
+    pixels = noise(3, height, width)
+    before = write_tiled(folder / "a.tif", pixels)
+    pixels[:, 40:50, 40:50] = 255
+    args = ["analyze", before, write_tiled(folder / "b.tif", pixels), *SMALL]
+    if with_masks:
+        args += ["--polygons", "--mask", folder / MASKS[0], "--probability", folder / MASKS[1]]
+    return args
+
+
+def warm_up() -> None:
+    """Run once in this process, whose forks then have all imports."""
+    global with_masks
+    with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):
+        with_masks = True
+        args = [*arguments(Path(name)), "-o", Path(name) / "out.gpkg"]
+        with suppress(SystemExit):
+            command([str(arg) for arg in args])
+        with_masks = False
 
 
 with_masks = False
@@ -273,8 +301,7 @@ def answer(name: str, folder: str, suffix: str, masks: bool) -> tuple[int, str]:
 
 if __name__ == "__main__":
     deltavlm.load_model = lambda name, runtime: ScriptedModel()
-    with suppress(SystemExit), redirect_stderr(io.StringIO()):
-        command(["analyze", "nosuch.tif", "nosuch.tif"])  # warm up: the first call is slow
+    warm_up()
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a run sets up stdin, of which nothing may have been read
     for line in requests:

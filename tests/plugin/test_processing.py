@@ -20,6 +20,8 @@ import pyogrio
 import pytest
 import rasterio
 
+from tests.sample import write_corner
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = Path(__file__).with_name("qgis_run.py")
 MODEL3 = ROOT / "qgis" / "deltavlm_processing" / "models" / "changes_and_report.model3"
@@ -67,6 +69,13 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module")
+def corner(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Part of the sample pair, where all chips are asked."""
+    before, after = write_corner(tmp_path_factory.mktemp("corner"))
+    return {"BEFORE": str(before), "AFTER": str(after)}
+
+
 def run_steps(
     environment: dict[str, str], tmp_path: Path, *steps: dict[str, Any], under: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
@@ -84,10 +93,12 @@ def step(algorithm: str, **parameters: Any) -> dict[str, Any]:
     return {"algorithm": f"deltavlm:{algorithm}", "parameters": parameters}
 
 
-def test_every_algorithm_runs_and_loads_styled_layers(environment: dict[str, str], tmp_path: Path) -> None:
+def test_every_algorithm_runs_and_loads_styled_layers(
+    environment: dict[str, str], tmp_path: Path, corner: dict[str, str]
+) -> None:
     out, probability, html = tmp_path / "out.gpkg", tmp_path / "probability.tif", tmp_path / "report.html"
     chips = f"{out}|layername=chips"
-    analyze = step("analyze", **PAIR, OUTPUT=str(out), PROBABILITY=str(probability), EXTRA="--overlap 0")
+    analyze = step("analyze", **corner, OUTPUT=str(out), PROBABILITY=str(probability), EXTRA="--overlap 0")
     polygons = step("polygonize", INPUT=chips, MASK_THRESHOLD=0.9, OUTPUT=str(tmp_path / "surer.gpkg"))
     roads = step("polygonize", PROBABILITY=str(probability), CLASSES=[1], OUTPUT=str(tmp_path / "roads.gpkg"))
     areas = step("summarize", INPUTS=[chips], BY=2, CELL=200, OUTPUT=str(tmp_path / "areas.gpkg"))
@@ -254,7 +265,7 @@ def test_a_folder_without_permission_to_write_is_named(environment: dict[str, st
 
 
 def test_qgis_process_runs_an_algorithm_and_a_model_of_the_designer(
-    installed: dict[str, str], tmp_path: Path
+    installed: dict[str, str], tmp_path: Path, corner: dict[str, str]
 ) -> None:
     code, text = qgis_process(installed, "list")
     names = {line.split("\t")[1] for line in text.splitlines() if line.startswith("\tdeltavlm:")}
@@ -274,9 +285,8 @@ def test_qgis_process_runs_an_algorithm_and_a_model_of_the_designer(
         },
     }
     outputs = [f"{name}={tmp_path / file}" for name, file in files.items()]
-    code, text = qgis_process(
-        installed, "run", str(MODEL3), "--", f"before={BEFORE}", f"after={AFTER}", *outputs
-    )
+    images = [f"{date.lower()}={path}" for date, path in corner.items()]
+    code, text = qgis_process(installed, "run", str(MODEL3), "--", *images, *outputs)
     assert code == 0, text
     assert not [file for file in files.values() if not (tmp_path / file).is_file()]
     classes = set(pyogrio.read_dataframe(tmp_path / "surer.gpkg", layer="changes")["class"])

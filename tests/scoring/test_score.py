@@ -49,11 +49,6 @@ def scored(
     return scores
 
 
-@pytest.fixture
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(java.shutil, "which", lambda name: None)
-
-
 def test_yes_and_no_are_parsed_from_the_answer() -> None:
     rows = pairs(
         "change",

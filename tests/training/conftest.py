@@ -1,4 +1,4 @@
-"""Single-threaded torch: for models as small as these, several threads cost more than they save."""
+"""Single-threaded torch, which for models as small as these is faster, and validations without Java."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _without_java(no_java: None) -> None:
+    """Each validation would start a tokenizer."""
