@@ -60,6 +60,11 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
         console.warning(
             f"{count} could not be parsed; the replies as written are in the column answer_change"
         )
+    if summary.unreadable_answers:
+        numbers = ", ".join(f"{name} {number}" for name, number in summary.unreadable_answers.items())
+        console.warning(
+            f"other answers could not be parsed: {numbers}; the replies as written are in columns answer_*"
+        )
     for question, number in summary.unsupported.items():
         chips = pluralize(number, "chip")
         console.warning(f"question {question}: not answered for {chips}; {WHAT_NANO_ANSWERS}")
@@ -157,6 +162,7 @@ def summary_dict(job: AnalyzeJob, result: RunResult) -> dict[str, Any]:
         "repeated": summary.deduplicated,
         "changed": summary.changed,
         "neither_yes_nor_no": summary.unparsed,
+        "unreadable_answers": dict(summary.unreadable_answers),
         "unsupported": dict(summary.unsupported),
         "totals": result.totals.as_dict(),
         "conflicting": summary.conflicting,

@@ -18,7 +18,7 @@ __all__ = ["ChangedChip", "StageTimes", "Summary"]
 _MOST_CHANGED = 10
 _ADDED = (  # fields that `Summary.add` updates
     *("statuses", "changed", "unparsed", "unsupported", "conflicts", "conflicting", "first_failure"),
-    *("most_changed", "with_shift"),
+    *("most_changed", "with_shift", "unreadable_answers"),
 )
 
 
@@ -75,6 +75,7 @@ class Summary:
     changed: int = 0
     deduplicated: int = 0  # chips whose pixels equal those of a chip answered before in this run
     unparsed: int = 0  # chips whose answer to the yes/no question is neither
+    unreadable_answers: Counter[str] = field(default_factory=Counter)  # other than yes and no, by question
     unsupported: Counter[str] = field(
         default_factory=Counter
     )  # answers that a model was not taught, by question
@@ -122,6 +123,11 @@ class Summary:
         self.conflicting += bool(conflicts)
         unsupported = [name for name, answer in result.answers.items() if answer.status == "unsupported"]
         self.unsupported.update(unsupported)
+        self.unreadable_answers.update(
+            name
+            for name, answer in result.answers.items()
+            if answer.task != "change" and answer.value is None and answer.status == "answered"
+        )
         self.unparsed += change is not None and change.value is None and change.status == "answered"
         if change is None or change.value is not True:
             return

@@ -280,3 +280,5 @@ def test_answers_that_are_neither_yes_nor_no_are_told(run: Run, scene: Scene, mo
     result = run("analyze", *scene.args, "--chip-size", 32, "--json")
     assert json.loads(result.stdout)["neither_yes_nor_no"] == 15
     assert "Warning: 15 yes/no answers could not be parsed" in result.stderr
+    assert json.loads(result.stdout)["unreadable_answers"] == {"count": 15, "location": 15}
+    assert "Warning: other answers could not be parsed: count 15, location 15; the" in result.stderr

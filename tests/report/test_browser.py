@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from deltavlm.model.interface import Reply
 from deltavlm.pipeline.outputs_reader import read_output
 from deltavlm.pipeline.pairs import Pair
 from deltavlm.pipeline.review import Opinion, read_review
@@ -302,6 +303,7 @@ def test_conflicts_are_marked_and_can_be_filtered(
     model.script = contradicting
     tab = opened(chromium, analyzed(*scene.args), tmp_path)
     assert "Conflicting answers1 chip" in tab.text("#totals")
+    assert "Neither yes nor no" not in tab.text("#totals")
     tab.choose("state", "conflict")
     assert tab.text("#count").startswith("1 of 15 chips")
     assert tab.js("return document.querySelectorAll('.row:not([hidden]) .said.conflict').length") == 1
@@ -443,3 +445,13 @@ def test_a_page_for_looking_has_no_forms(tab: Tab) -> None:
     tab.click_map(90, 58)
     assert tab.js("return document.querySelector('.opinion')") is None
     assert tab.js("return document.getElementById('review').hidden") is True
+
+
+def test_chips_without_a_readable_answer_are_counted(
+    chromium: Any, analyzed: Analyzed, scene: Scene, model: ScriptedModel, tmp_path: Path
+) -> None:
+    """Else "0 %" would stand alone for ground of which nothing is known."""
+    unread = Reply("perhaps", 0.5)
+    model.script = lambda *args: unread if args[2].name == "change" else Reply(CHANGED[args[2].name], -0.1)
+    tab = opened(chromium, analyzed(*scene.args), tmp_path)
+    assert "Neither yes nor no15 not counted as changed" in tab.text("#totals")

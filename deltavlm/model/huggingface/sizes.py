@@ -71,10 +71,11 @@ def read_footprint(
     name = next(name for name, value in DTYPES.items() if value == dtype)
     sizes = _sizes(settings)
     if sizes is not None and quantize and quantize not in sizes.quantizations(device):
-        reason = "none" if quantize == "int8" else f"no layers, or some whose width is no multiple of {BLOCK}"
+        others = sizes.quantizations(device)
+        width = f" whose width is a multiple of {BLOCK}" if others else ""
         raise InputError(
-            f"`quantize={quantize!r}` needs linear layers in the language model, and {model} has {reason};"
-            f" {'use int8, or ' if quantize == 'int4' and sizes.quantizations(device) else ''}omit it"
+            f"`quantize={quantize!r}` needs linear layers{width}, and the language model of {model} has"
+            f" {'others; use int8, or' if others else 'none;'} omit it"
         )
     largest = _largest_layer(sizes)
     sizes = sizes or Sizes(((_in_files(settings, files_bytes),),))

@@ -46,6 +46,7 @@ PROBE = Question(
     "probe", "Do the two images differ? Answer with one word, yes or no.", yes_no=True, max_new_tokens=8
 )
 PROBE_PX = 64
+_OTHER_MODEL = "choose a model that reads several images"
 LOCAL_OPTIONS = (
     *("device", "runtime", "dtype", "quantize", "decode"),
     *("beams", "prompt_style", "offline", "trust_remote_code"),
@@ -182,15 +183,17 @@ class ServerModel(ChatFacts):
         except NoServer as error:
             raise InputError(f"{error}; start it, or correct the address") from error
         except NoAnswer as error:
-            raise InputError(f"{error}; try again later") from error
+            hint = "try again later"
+            if error.status == 500:  # some servers fail where others refuse
+                doubt = f"{hint}, or is there no model {self.name}?"
+                hint = _OTHER_MODEL if "image" in error.detail.lower() else doubt
+            raise InputError(f"{error}; {hint}") from error
         except NoCompletion as error:
             raise InputError(
                 f"{error}; is this the address up to /v1 of an OpenAI-compatible server?"
             ) from error
         except _Refusal as error:
-            raise InputError(
-                f"{error}, in answer to a question with two images; choose a model that reads several images"
-            ) from error
+            raise InputError(f"{error}, in answer to a question with two images; {_OTHER_MODEL}") from error
         except ModelError as error:  # about the answer, not the server
             logger.info("first question to %s: %s", address.url, error)
             self._answered = pair, PROBE

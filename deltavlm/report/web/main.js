@@ -11,6 +11,8 @@ function totals() {
   if (PAIRS.length > 1 && state.pair === null) add("Pairs", integers.format(PAIRS.length));
   add("Chips analyzed", integers.format(answered.length));
   if (hasValues("changed")) add(DATA.threshold === null ? "Changed" : `Changed, score from ${DATA.threshold}`, integers.format(changed.length), answered.length ? `${((100 * changed.length) / answered.length).toFixed(1)} %` : "");
+  const unread = answered.filter((chip) => chip.changed === null && chip.answers.some(([name, text]) => name === "change" && text)).length;
+  if (unread) add("Neither yes nor no", integers.format(unread), "not counted as changed");
   const conflicting = chips.filter((chip) => chip.conflicts.length).length;
   if (conflicting) add("Conflicting answers", integers.format(conflicting), pluralize(conflicting, "chip").split(" ")[1]);
   const figures = state.pair === null ? DATA.totals : PAIRS[state.pair].totals;
