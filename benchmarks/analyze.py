@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=LAYOUTS, action="append", help="only this one; may be repeated")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--threads", type=int, default=2, help="cores that a process may use")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--side", type=int, help="of the pair, px (4096; --read-only: 16384)")
     parser.add_argument("--loop-chips", type=int, help="chips of the slow way (32; --read-only: 256)")
     parser.add_argument("--rounds", type=int, help="(3; --read-only: 5)")

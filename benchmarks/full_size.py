@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
 
 from benchmarks.rows import Table, heading, spread  # noqa: E402
+from deltavlm.errors import DeltaVLMError  # noqa: E402
+from deltavlm.extras import require_package  # noqa: E402
 from deltavlm.files import format_bytes, free_bytes  # noqa: E402
 
 LAYERS = {"deltavlm": 32, "mci": 0, "changechat": 32, "changevg": 28}  # of the published language models
@@ -123,6 +125,11 @@ def main() -> int:
     parser.add_argument("--load-only", action="store_true", help="ask nothing")
     parser.add_argument("--folder", type=Path, help="where the files are written; they are removed")
     arguments = parser.parse_args()
+    if set(arguments.quantize or ()) - {"none"}:
+        try:
+            require_package("bitsandbytes", "`--quantize`")
+        except DeltaVLMError as error:
+            parser.error(str(error))
     layers = LAYERS[arguments.kind] if arguments.layers is None else arguments.layers
     is_whole = layers == LAYERS[arguments.kind]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:

@@ -2,10 +2,11 @@
 
     python benchmarks/runtimes.py [--scenes 300] [--rounds 3] [--threads 1] [--dtype fp32] [--real FOLDER]
 
-Processor time a pair of encoding and of the four standard questions; seconds until a fresh process has loaded
-the model and answered about one pair, and until `deltavlm analyze` has written the sample pair's map; and how
-many of the answers to synthetic scenes, and to the pairs of FOLDER (pairs.csv as `compare_weights.py` reads
-it), are the same. Ratios are to torch in the same run. Prints Markdown on stdout.
+Processor time a pair of encoding and of the four standard questions, in batches; seconds of both for one pair
+by a loaded model; seconds until a fresh process has loaded the model and answered about one pair, and until
+`deltavlm analyze` has written the sample pair's map. Then the processor time of each graph of OpenVINO, and
+how many of the answers to synthetic scenes, and to the pairs of FOLDER (pairs.csv as `compare_weights.py`
+reads it), are the same. Ratios are to torch in the same run. Prints Markdown on stdout.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
@@ -32,10 +37,12 @@ from benchmarks.rows import Table, heading, spread  # noqa: E402
 from deltavlm.data.synthetic.cache import TEST_SEED, open_cache, render_cache  # noqa: E402
 from deltavlm.model.interface import ChangeModel, Reply  # noqa: E402
 from deltavlm.model.kinds import load_model  # noqa: E402
+from deltavlm.model.openvino import GraphPredictor, Graphs  # noqa: E402
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
 
 RUNTIMES = ("torch", "openvino")
 BATCH, SIZE = 32, 256
+SINGLE_PAIRS = 16  # that are asked about one at a time
 FIRST_ANSWER = """
 import sys, numpy as np
 from deltavlm import load_model
@@ -63,6 +70,50 @@ def answer(model: ChangeModel, before: Images, after: Images) -> tuple[list[list
         replies += model.answer(encoded, STANDARD_QUESTIONS)
         encode_s, answer_s = encode_s + middle - start, answer_s + time.process_time() - middle
     return replies, encode_s / len(before) * 1000, answer_s / len(before) * 1000
+
+
+def single_seconds(model: ChangeModel, before: Images, after: Images) -> float:
+    """Seconds, the median, in which one pair is encoded and asked the four questions."""
+    seconds = []
+    for index in range(SINGLE_PAIRS):
+        start = time.perf_counter()
+        encoded = model.encode(before[index : index + 1], after[index : index + 1])
+        model.answer(encoded, STANDARD_QUESTIONS)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def print_graphs(model: GraphPredictor, before: Images, after: Images) -> None:
+    """Print the processor time a pair, the number of runs and of rows of each graph."""
+    table, run = Table(), model.graphs.run
+    seconds, runs, rows = Counter[str](), Counter[str](), Counter[str]()
+
+    def timed_run(name: str, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        start = time.process_time()
+        outputs = run(name, inputs)
+        step = (
+            f"{name}, {'prompt' if inputs['embeds'].shape[1] > 1 else 'token'}"
+            if "embeds" in inputs
+            else name
+        )
+        seconds[step] += time.process_time() - start
+        runs[step] += 1
+        rows[step] += inputs["images"].shape[1] if "images" in inputs else len(inputs["mask"])
+        return outputs
+
+    timed = replace(model, graphs=cast(Graphs, SimpleNamespace(run=timed_run)))
+    _, encode_ms, answer_ms = answer(timed, before, after)
+    for step, value in seconds.items():
+        table.row(
+            {
+                "graph": step,
+                "ms/pair": f"{value / len(before) * 1000:.2f}",
+                "runs": str(runs[step]),
+                "rows a run": f"{rows[step] / runs[step]:.1f}",
+            }
+        )
+    rest = encode_ms + answer_ms - seconds.total() / len(before) * 1000
+    table.row({"graph": "all else", "ms/pair": f"{rest:.2f}", "runs": "", "rows a run": ""})
 
 
 def process_seconds(command: list[str], environment: dict[str, str]) -> float:
@@ -109,7 +160,7 @@ def main() -> None:
     }
     before, after = scenes(args.scenes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": str(ROOT)}
-    times: dict[str, list[tuple[float, float, float, float]]] = {runtime: [] for runtime in RUNTIMES}
+    times: dict[str, list[tuple[float, ...]]] = {runtime: [] for runtime in RUNTIMES}
     title = heading(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         sample = [f"sample_data/{date}.tif" for date in ("before", "after")]
@@ -119,25 +170,31 @@ def main() -> None:
         for _ in range(args.rounds):
             for runtime, model in models.items():
                 _, encode_ms, answer_ms = answer(model, before[: 2 * BATCH], after[: 2 * BATCH])
+                single_s = single_seconds(model, before, after)
                 first_s = process_seconds([sys.executable, "-c", FIRST_ANSWER, runtime], environment)
                 map_s = process_seconds(
                     [*analyze, "--overwrite", "--device", "cpu", "--runtime", runtime], environment
                 )
-                times[runtime].append((encode_ms, answer_ms, first_s, map_s))
+                times[runtime].append((encode_ms, answer_ms, single_s, first_s, map_s))
     print(f"{title}\n")
     table = Table()
     medians = {
         runtime: [statistics.median(column) for column in zip(*rows, strict=True)]
         for runtime, rows in times.items()
     }
-    names = ("encode, ms/pair", "4 answers, ms/pair", "first answer, s", "first map, s")
+    names = ("encode, ms/pair", "4 answers, ms/pair", "one pair, s", "first answer, s", "first map, s")
     for runtime, rows in times.items():
         ratios = [old / new for old, new in zip(medians["torch"], medians[runtime], strict=True)]
         table.row(
             {"runtime": runtime}
-            | {name: spread(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+            | {
+                name: spread(column, 1 if "ms" in name else 2)
+                for name, column in zip(names, zip(*rows, strict=True), strict=True)
+            }
             | {"times as fast as torch": ", ".join(f"{ratio:.1f}" for ratio in ratios)}
         )
+    print()
+    print_graphs(cast(GraphPredictor, models["openvino"]), before[: 2 * BATCH], after[: 2 * BATCH])
     print_agreement(f"{args.scenes} synthetic scenes", models, before, after)
     if args.real:
         folders = [truth.folder for truth in read_truths(args.real)]

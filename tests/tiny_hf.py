@@ -113,11 +113,15 @@ def _qwen(kind: str) -> _Parts:
     patch = 8 if kind == "qwen3_vl" else 4
     tower: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": patch, "spatial_merge_size": 2}
     text = _text(tokenizer, model_type=f"{kind}_text")
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    width, heads = SIZES["hidden_size"], SIZES["num_attention_heads"]
+    part = width // heads // 8  # of the halves of a head, for rows and for columns
+    if kind == "qwen3_vl":
+        part = 1  # its heads have a size of their own
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2 * part, part, part]}
     if kind == "qwen2_vl":
-        tower |= {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+        tower |= {"embed_dim": 16, "hidden_size": width, "mlp_ratio": 2}
     else:
-        tower |= {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
+        tower |= {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": width}
     if kind == "qwen2_5_vl":
         tower |= {"window_size": 16, "fullatt_block_indexes": [1]}
     if kind == "qwen3_vl":

@@ -15,7 +15,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from deltavlm.geo.cloud_mask import CloudView
-from deltavlm.geo.gdal import UNREADABLE, trim_malloc, wrap_gdal_errors
+from deltavlm.geo.gdal import CACHE_BYTES, UNREADABLE, trim_malloc, wrap_gdal_errors
 from deltavlm.geo.geobox import GeoBox, Window
 from deltavlm.geo.nodata import alpha_band, has_mask
 from deltavlm.geo.sampling import SAMPLE_WINDOWS, iter_samples
@@ -23,6 +23,10 @@ from deltavlm.geo.source import Source
 from deltavlm.geo.warp import ANY_PLANE, NOT_WARPED, warp_onto, without_alpha
 
 __all__ = ["Layer", "Raw", "View", "open_view"]
+
+REREAD_BYTES = CACHE_BYTES // 8
+"""Pixels whose blocks GDAL's cache holds until other bands of them are read, beside the blocks of a warp's
+source and those of the other date."""
 
 
 class Layer(NamedTuple):
@@ -113,27 +117,51 @@ class View:
         Raises:
             RasterError: a block of the file cannot be decoded.
         """
-        area = RasterioWindow(window.col_off + self.col_off, window.row_off + self.row_off, *window[2:])
         server = self.source.server
         watch = nullcontext() if server is None else server.watch(self.source.location)
         with watch, wrap_gdal_errors(self.source.location, *UNREADABLE):
             is_mean = averaged and self.source.palette is None
             method = Resampling.average if is_mean else Resampling.nearest
-            for layer in self.layers:
-                at = [self.source.distinct_bands.index(band) for band in layer.bands]
-                is_only = len(self.layers) == 1
-                out = buffer.values if is_only else buffer.values[at]
-                layer.dataset.read(layer.bands, window=area, out=out, resampling=method)
-                if not is_only:
-                    buffer.values[at] = out
-            if self.alpha is not None:
-                self.mask.read(self.alpha, window=area, out=buffer.mask)
-            elif buffer.mask is not None:
-                self.mask.read_masks(1, window=area, out=buffer.mask)
+            for rows in self._row_slices(window, buffer):
+                part = buffer.cut(rows, slice(None))
+                height = window.height if part.values.shape == buffer.values.shape else rows.stop - rows.start
+                row_off = window.row_off + rows.start + self.row_off
+                area = RasterioWindow(window.col_off + self.col_off, row_off, window.width, height)
+                for layer in self.layers:
+                    at = [self.source.distinct_bands.index(band) for band in layer.bands]
+                    is_only = len(self.layers) == 1
+                    out = part.values if is_only else part.values[at]
+                    layer.dataset.read(layer.bands, window=area, out=out, resampling=method)
+                    if not is_only:
+                        part.values[at] = out
+                if self.alpha is not None:
+                    self.mask.read(self.alpha, window=area, out=part.mask)
+                elif part.mask is not None:
+                    self.mask.read_masks(1, window=area, out=part.mask)
         if self.clouds is not None and buffer.clouds is not None:
             buffer.clouds[:] = self.clouds.read(window, buffer.clouds.shape)
         trim_malloc()
         return buffer
+
+    def _row_slices(self, window: Window, buffer: Raw) -> Iterator[slice]:
+        """Rows of `buffer` that are read together, in their order.
+
+        All, unless bands are read after others of the same blocks, as alpha is. Then so few rows of blocks
+        that GDAL's cache holds them until then: blocks would be decoded, or warped, twice.
+        """
+        rows = buffer.values.shape[1]
+        row_bytes = window.width * (len(buffer.values) + 1) * buffer.values.itemsize
+        is_decimated = buffer.values.shape[1:] != (window.height, window.width)
+        if is_decimated or (self.alpha is None and len(self.layers) == 1):
+            yield slice(0, rows)
+            return
+        block_rows = self.dataset.block_shapes[0][0]
+        step = block_rows * max(1, REREAD_BYTES // (row_bytes * block_rows))
+        start = 0
+        while start < rows:
+            stop = min(rows, start + step - (window.row_off + self.row_off + start) % block_rows)
+            yield slice(start, stop)
+            start = stop
 
     def to_rgb(self, raw: Raw) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """RGB and validity of raw pixels, as `read` returns them but for clouds, in new arrays; pixel by

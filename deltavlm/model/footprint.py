@@ -34,6 +34,8 @@ DTYPES: Mapping[str, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}  # as
 QUANTIZED: Mapping[str, float] = {"int8": 1.0, "int4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 """Bytes of a number of a quantized layer: 8 bit; 4 bit with NF4's scales, which are quantized themselves. The
 scale of a row of int8 is less than a thousandth of it."""
+MAX_HINTS = 3  # options that a message names
+BLOCK = 64  # weights of NF4 that share a scale; the width of each layer is a multiple of it
 LANGUAGE_LINEAR = re.compile(
     r"(language\.|language_model\.)?model\.(language_model\.)?layers\.\d+\.\w+\.\w+_proj\.weight"
 )
@@ -48,6 +50,7 @@ class Stored:
     length: int  # bytes in the file
     dtype: str  # as safetensors names it
     quantizable: bool = False
+    width: int = BLOCK  # inputs of a layer
 
     def loaded(self, dtype: str, quantize: Quantize) -> int:
         """Bytes when loaded."""
@@ -69,10 +72,12 @@ class Sizes:
     files: tuple[tuple[Stored, ...], ...]
     fixed: int = 0  # bytes of further tensors, which keep their dtype
 
-    @property
-    def can_quantize(self) -> bool:
-        """True if there are layers that can be quantized."""
-        return any(tensor.quantizable for file in self.files for tensor in file)
+    def quantizations(self, device: str) -> tuple[Quantize, ...]:
+        """Quantizations that the layers can have on a device."""
+        widths = {tensor.width for file in self.files for tensor in file if tensor.quantizable}
+        if not widths or device.split(":")[0] not in ("cpu", "cuda"):
+            return ()
+        return ("int8",) if any(width % BLOCK for width in widths) else ("int8", "int4")
 
     def weights(self, dtype: str, quantize: Quantize) -> int:
         """Bytes of the tensors when loaded."""
@@ -131,7 +136,10 @@ def sizes_of(files: Iterable[Path], *, keeps: Iterable[Path] = ()) -> Sizes:
     """
     stored = [
         tuple(
-            Stored(math.prod(slot.shape), slot.length, slot.dtype, _is_quantizable(name, slot))
+            Stored(
+                *(math.prod(slot.shape), slot.length, slot.dtype),
+                *((True, slot.shape[1]) if _is_quantizable(name, slot) else (False,)),
+            )
             for name, slot in tensor_slots(path).items()
         )
         for path in files
@@ -165,14 +173,23 @@ def footprint_of(
             pairs=pairs,
         )
 
-    half = "bf16" if dtype == "fp32" else dtype
-    choices: list[tuple[str, str, Quantize]] = [("`dtype='bf16'`", "bf16", None)] if dtype == "fp32" else []
-    if sizes.can_quantize:
-        choices += [("`quantize='int8'`", half, "int8"), ("`quantize='int4'`", half, "int4")]
     footprint = of(dtype, quantize)
-    others = [(label, of(other, kind).needed) for label, other, kind in choices]
+    return with_smaller(footprint, sizes, lambda *form: of(*form).needed)
+
+
+def with_smaller(footprint: Footprint, sizes: Sizes, needed: Callable[[str, Quantize], int]) -> Footprint:
+    """Footprint with the options that need less; `needed(dtype, quantize)` is what must be free with them.
+
+    A quantized model keeps the dtype of the run for all that is not quantized.
+    """
+    dtypes = {footprint.dtype: ""} | ({"bf16": "`dtype='bf16'`"} if footprint.dtype == "fp32" else {})
+    choices = []
+    for quantize in (None, *sizes.quantizations(footprint.device)):
+        for dtype, label in dtypes.items():
+            words = [f"`quantize='{quantize}'`"] * (quantize is not None) + [label] * bool(label)
+            choices.append((" with ".join(words), needed(dtype, quantize)))
     return replace(
-        footprint, smaller=tuple((label, size) for label, size in others if size < footprint.needed)
+        footprint, smaller=tuple((label, size) for label, size in choices if size < footprint.needed)
     )
 
 
@@ -207,6 +224,7 @@ def check_fits(name: str, footprint: Footprint, free: int | None) -> None:
     memory = "on the GPU" if footprint.device.startswith("cuda") else "of memory"
     form = footprint.quantize or footprint.dtype
     fitting = [f"{option} ({format_bytes(size)})" for option, size in footprint.smaller if size <= free]
+    fitting = fitting[:MAX_HINTS]
     if fitting:
         hint = f"{' or '.join(fitting)} would fit"
     elif footprint.smaller:

@@ -43,7 +43,6 @@ from deltavlm.model.folder import (
 )
 from deltavlm.model.images import resize_images
 from deltavlm.model.interface import Masks, PairContext, Pixels, Question
-from deltavlm.model.memory import CPU_ENCODE_PAIRS, PAIRS, ROWS
 from deltavlm.model.scope_numpy import NumpyScope
 from deltavlm.model.tokenizer import Codec, load_codecs
 
@@ -51,6 +50,9 @@ logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
+# Pairs of a batch, of which so many are encoded at once, and rows answered at once. More are hardly faster,
+# and take much memory.
+PAIRS, ENCODE_PAIRS, ROWS = 16, 2, 16
 CACHE_BLOCK = 16  # by which the key/value cache grows
 CHECKSUMS = "checksums.json"  # of the compiled graphs in a folder
 UNUSED_DAYS = 30  # after which compiled graphs of other weights or versions are removed
@@ -184,11 +186,15 @@ class GraphPredictor(CheckpointModel):
         """
         size = self.config.vision.image_px
         images = np.stack([resize_images(date, size) for date in (before, after)])
-        parts = [
-            self.graphs.run("encode", {"images": images[:, start : start + CPU_ENCODE_PAIRS]})
-            for start in range(0, max(1, len(before)), CPU_ENCODE_PAIRS)
-        ]
-        return EncodedPairs(*(np.concatenate([part[name] for part in parts]) for name in FEATURES))
+        features: dict[str, Floats] = {}
+        for start in range(0, max(1, len(before)), ENCODE_PAIRS):
+            part = slice(start, start + ENCODE_PAIRS)
+            outputs = self.graphs.run("encode", {"images": images[:, part]})
+            for name in FEATURES:
+                if name not in features:
+                    features[name] = np.empty((len(before), *outputs[name].shape[1:]), np.float32)
+                features[name][part] = outputs[name]
+        return EncodedPairs(*(features[name] for name in FEATURES))
 
     def counts(self, encoded: EncodedPairs) -> Floats:
         return encoded.counts
@@ -200,11 +206,11 @@ class GraphPredictor(CheckpointModel):
 
     def auto_batch_size(self) -> int:
         """Default number of pairs per batch."""
-        return PAIRS["cpu"]
+        return PAIRS
 
     def row_batch_size(self, questions: Sequence[Question]) -> int:
         """Number of rows that are generated at once."""
-        return ROWS["cpu"]
+        return ROWS
 
     def generate_rows(
         self,

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from deltavlm.errors import InputError, ModelError
 from deltavlm.extras import require_package
+from deltavlm.model.footprint import BLOCK
 from deltavlm.model.memory import trim_heap
 
 Kind = Literal["int8", "int4"]
 THRESHOLD = 6.0  # of LLM.int8(), as in the paper
-BLOCK = 64  # weights of NF4 that share a scale
 
 
 def check_quantize(kind: Kind, device: str) -> None:

@@ -122,6 +122,7 @@ _OBJECTS = (
 )
 _CELL_LIST = {"type": "array", "items": {"type": "string", "enum": list(LABELS)}}
 _NUMBER = {"type": "integer", "minimum": 0, "maximum": count.MAX_COUNT}
+_OBJECT_KEYS = frozenset(["new_roads", "new_buildings", "road_cells", "building_cells"])
 _OBJECTS_SCHEMA = json.dumps(
     {
         "type": "object",
@@ -136,22 +137,36 @@ _OBJECTS_SCHEMA = json.dumps(
     }
 )
 _YES_NO = re.compile(r"\b(yes|no)\b")
-_JSON = re.compile(r"\{.*\}", re.DOTALL)
+_ALONE = re.compile(r"\bno\b(?!\s*[\w-])")  # not the "no" of "no houses"
+_NO_CHANGE = re.compile(r"\bno (\w+ ){0,2}(change|difference)s?\b")
+_NEGATED = re.compile(r"\bnot\b|n['\u2019]t\b")
+_EXCEPT = re.compile(r"\b(but|except|other|apart|only|however)\b")
+_TRAILING_COMMA = re.compile(r",(?=\s*[}\]])")
 
 
 def _read_change(reply: str) -> bool:
-    """True for yes. A sentence is read too if it has only one of the two words.
+    """True for yes. A sentence is read too if it has only one of the two words, and that as its answer: the
+    "no" of "there were no houses before" is none.
 
-    >>> _read_change("**No.**"), _read_change("My answer is: yes")
-    (False, True)
+    >>> _read_change("**No.**"), _read_change("My answer is: yes"), _read_change("I see no difference")
+    (False, True, False)
+
+    Raises: AnswerParseError, also for a no beside something that was built or removed.
     """
+    sentence = reply.lower()
+    clauses = re.split(r"[.,;:]", sentence)
+    is_named = any(caption.kinds_built(clause) or caption.kinds_removed(clause) for clause in clauses)
     try:
-        return classify.parse(reply)
+        is_changed = classify.parse(reply)
     except AnswerParseError:
-        words = {*_YES_NO.findall(reply.lower())}
-        if len(words) != 1:
+        words = {*_YES_NO.findall(sentence)}
+        is_denial = _NO_CHANGE.search(sentence) and not _EXCEPT.search(sentence)
+        is_changed = words == {"yes"} and not _NEGATED.search(sentence)
+        if not is_changed and (words != {"no"} or not (_ALONE.search(sentence) or is_denial)):
             raise
-        return words == {"yes"}
+    if not is_changed and is_named:
+        raise AnswerParseError(f"both no and something that was built or removed in {reply!r}")
+    return is_changed
 
 
 def _read_caption(reply: str) -> str:
@@ -160,15 +175,38 @@ def _read_caption(reply: str) -> str:
 
 
 def _read_object(reply: str) -> Mapping[str, Any] | None:
-    """JSON object in a reply, also inside other text or a code fence; None where there is none."""
-    match = _JSON.search(reply)
-    if match is None:
+    """JSON object about roads and buildings in a reply, also inside other text, another object or a code
+    fence; None where a reply in plain words has no brace.
+
+    Raises: AnswerParseError where it is cut off or broken, or where there are two that differ.
+    """
+    text = _TRAILING_COMMA.sub("", reply)
+    decoder = json.JSONDecoder(object_pairs_hook=_distinct)
+    found: list[Mapping[str, Any]] = []
+    start = text.find("{")
+    if start < 0:
         return None
-    try:
-        value = json.loads(match[0])
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    while start >= 0:
+        end = start + 1
+        try:
+            value, stop = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            value = {}
+        if _OBJECT_KEYS & value.keys():
+            found.append(value)
+            end = stop
+        start = text.find("{", end)
+    if not found or any(value != found[0] for value in found):
+        raise AnswerParseError(f"{'several JSON objects' if found else 'no whole JSON object'} in {reply!r}")
+    return found[0]
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON object of these members. Raises: ValueError where one has two values."""
+    values = dict(pairs)
+    if any(values[name] != value for name, value in pairs):
+        raise ValueError("a member has two values")
+    return values
 
 
 def _read_counts(reply: str) -> Counts:

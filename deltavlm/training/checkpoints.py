@@ -82,6 +82,10 @@ def open_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
     if not resume:
         if path.exists():
             raise OutputError(f"{out} holds a run; resume it with `resume=True`, or choose another `output`")
+        if states := [name for name in config.phases if (out / f"{name}.pt").exists()]:
+            raise OutputError(
+                f"{out} holds {states[0]}.pt without the {CONFIG} of its run; choose another `output`"
+            )
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deltavlm.errors import RasterError
-from deltavlm.geo import strips
+from deltavlm.geo import strips, view
 from deltavlm.geo.geobox import Window
 from deltavlm.geo.grid import Chip
 from deltavlm.geo.pair import ChipPixels, PairReader
@@ -103,6 +105,11 @@ def warped(folder: Path, **options: Any) -> PairFiles:
     return before, after, options
 
 
+def warped_with_alpha(folder: Path) -> PairFiles:
+    before = write_raster(folder / "before.tif", smooth(3, ROWS, COLS), **RGB, **TILES)
+    return before, write_raster(folder / "after.tif", smooth(3, ROWS, COLS), transform=moved(0.5, 3.3)), {}
+
+
 def turned(folder: Path) -> PairFiles:
     """Another CRS, and a mask that is warped by itself."""
     before = write_raster(folder / "before.tif", smooth(3, ROWS, COLS), **RGB, **TILES)
@@ -143,6 +150,7 @@ LAYOUTS: dict[str, Callable[[Path], PairFiles]] = {
     "float with NaN": floats,
     "scale and offset": tagged,
     "warped": warped,
+    "warped, with alpha": warped_with_alpha,
     "both resampled": lambda folder: warped(folder, gsd_m=0.7),
     "another CRS and a mask": turned,
     "pictures": pictures,
@@ -171,12 +179,14 @@ def equal(result: ChipPixels | RasterError, expected: ChipPixels) -> bool:
 def test_the_pixels_are_those_of_chip_by_chip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, size: int, overlap: int
 ) -> None:
-    """In strips of three rows of chips at most, and in one strip of all rows."""
+    """In strips of three rows of chips at most, whose rows of blocks are read one by one, and in one strip of
+    all rows."""
     before, after, options = LAYOUTS[layout](tmp_path)
     with opened(before, after, **options) as reader:
         expected = [reader.read(chip) for chip in reader.chips(size, overlap)]
-        for strip_rows in (3 * SIZE, strips.STRIP_ROWS):
+        for strip_rows, reread_bytes in ((3 * SIZE, 1), (strips.STRIP_ROWS, view.REREAD_BYTES)):
             monkeypatch.setattr(strips, "STRIP_ROWS", strip_rows)
+            monkeypatch.setattr(view, "REREAD_BYTES", reread_bytes)
             results = list(read_chips(reader, reader.chips(size, overlap)))
             assert [chip for chip, _ in results] == [pixels.chip for pixels in expected]
             assert all(equal(result, pixels) for (_, result), pixels in zip(results, expected, strict=True))
@@ -220,6 +230,39 @@ def test_no_row_of_blocks_is_decoded_twice(
             edge += window.height
             assert edge == ROWS or (edge + shift) % block == 0
         assert edge == ROWS
+
+
+@pytest.mark.parametrize("layout", [alpha, warped_with_alpha])
+def test_alpha_is_read_while_the_cache_holds_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Callable[[Path], PairFiles]
+) -> None:
+    """After the colors of the same blocks; after those of a whole strip, blocks are decoded again."""
+    monkeypatch.setattr(view, "REREAD_BYTES", 1)
+    reads: list[tuple[Any, int, int]] = []
+
+    class Recorder:
+        def __init__(self, dataset: Any) -> None:
+            self.dataset = dataset
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.dataset, name)
+
+        def read(self, bands: Any, window: Any, **options: Any) -> Any:
+            reads.append((bands, window.row_off, window.height))
+            return self.dataset.read(bands, window=window, **options)
+
+    before, after, options = layout(tmp_path)
+    with opened(before, after, **options) as reader:
+        date = reader.views[1]
+        recorder: Any = Recorder(date.dataset)
+        block_rows = date.dataset.block_shapes[0][0]
+        layers = tuple(each._replace(dataset=recorder) for each in date.layers)
+        recorded = replace(date, layers=layers, mask=recorder, alpha=4)
+        recorded.read_raw(recorded.allocate(100, COLS), Window(0, 50, COLS, 100))
+    edges = [50, *range(-(-51 // block_rows) * block_rows, 150, block_rows), 150]
+    expected = [(top, bottom - top) for top, bottom in pairwise(edges)]
+    assert len(expected) > 1
+    assert reads == [(bands, *rows) for rows in expected for bands in ([1, 2, 3], 4)]
 
 
 def test_rows_in_the_buffer_are_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

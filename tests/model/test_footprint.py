@@ -102,10 +102,10 @@ def test_what_would_fit_is_told() -> None:
     with pytest.raises(InputError) as error:
         check_fits("seven", footprint, 12 * GB)
     assert str(error.value) == (
-        "seven needs about 36.0 GB of memory in fp32, and 12.0 GB are free; `quantize='int8'` (10.0 GB) or"
-        " `quantize='int4'` (7.1 GB) would fit"
+        "seven needs about 36.0 GB of memory in fp32, and 12.0 GB are free; `quantize='int8'` with"
+        " `dtype='bf16'` (10.0 GB) or `quantize='int4'` with `dtype='bf16'` (7.1 GB) would fit"
     )
-    with pytest.raises(InputError, match=r"even `quantize='int4'` needs 7\.1 GB; free more"):
+    with pytest.raises(InputError, match=r"even `quantize='int4'` with `dtype='bf16'` needs 7\.1 GB; free"):
         check_fits("seven", footprint, 5 * GB)
     plain = Sizes(((Stored(GB, 2 * GB, "BF16"),),))
     small = footprint_of(plain, lambda itemsize: 0, device="cuda", dtype="bf16")
@@ -119,7 +119,8 @@ def test_loading_holds_a_converted_shard_or_a_layer(tmp_path: Path) -> None:
     save_file({block: torch.zeros(4, 8).half(), "vision.a": torch.zeros(10)}, tmp_path / "a.safetensors")
     save_file({other: torch.zeros(2, 8).half(), "ids": torch.arange(3)}, tmp_path / "b.safetensors")
     sizes = sizes_of(sorted(tmp_path.glob("*.safetensors")))
-    assert sizes.can_quantize
+    assert sizes.quantizations("cuda:0") == ("int8",)  # layers are too narrow for int4
+    assert sizes.quantizations("mps") == ()
     assert sizes.weights("fp16", None) == 2 * 58 + 24
     assert sizes.weights("fp16", "int8") == 48 + 2 * 10 + 24
     assert sizes.loading("fp16", None, "cpu") == 0  # what is converted is less than what is read later

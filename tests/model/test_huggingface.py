@@ -20,9 +20,10 @@ from PIL import Image
 
 from deltavlm.model.chat_turns import REASONING_TOKENS, chat_turns, drop_reasoning
 from deltavlm.model.huggingface.adapters import with_adapter
-from deltavlm.model.huggingface.loading import linear_layers, quiet
+from deltavlm.model.huggingface.loading import quiet
 from deltavlm.model.huggingface.prefix import TESTED_TYPES
 from deltavlm.model.huggingface.scores import YesNo, answer_start
+from deltavlm.model.huggingface.sizes import linear_layers
 from deltavlm.model.huggingface.source import parse
 from deltavlm.model.interface import PairContext, Question, Reply
 from deltavlm.model.kinds import follows_instructions, load_model, read_spec

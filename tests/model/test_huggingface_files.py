@@ -7,6 +7,7 @@ import logging
 import shutil
 from dataclasses import replace
 from importlib import util
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from safetensors.torch import load_file, save_file
 from deltavlm.errors import ConfigError, ModelError
 from deltavlm.hub import Hub
 from deltavlm.model.config import RuntimeOptions, ScoreCalibration
-from deltavlm.model.huggingface import loading
+from deltavlm.model.device import DTYPES
+from deltavlm.model.footprint import Footprint
+from deltavlm.model.huggingface import loading, sizes
 from deltavlm.model.huggingface.adapters import with_adapter
+from deltavlm.model.huggingface.sizes import read_footprint
 from deltavlm.model.huggingface.source import fingerprint, parse, plan
 from deltavlm.model.interface import PairContext, Question
 from deltavlm.model.kinds import load_model, read_spec
 from deltavlm.model.quantize import tensor_bytes
 from tests.hub_server import FakeHub, FakeRepo, refused, serve_hub
-from tests.tiny_hf import SIZES, build, build_adapter
+from tests.tiny_hf import BUILDERS, SIZES, build, build_adapter
 
 COMMIT = "c" * 40
 QUESTION = Question("change", "has anything changed?", yes_no=True, max_new_tokens=4)
@@ -152,16 +156,136 @@ def test_damaged_weights(copied: Path) -> None:
 def test_memory_is_told_and_too_little_is_refused(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loading, "available_memory", lambda: 10**12)
+    monkeypatch.setattr(loading, "free_memory", lambda device: 10**12)
     with caplog.at_level(logging.INFO, "deltavlm"):
         load(tiny)
     assert "needs about" in caplog.text
     assert "1.0 TB free" in caplog.text
-    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
-    message = refused(load, tiny)
-    assert "in memory (fp32), and 1.0 kB are free; try `quantize='int8'` or int4, or a smaller" in message
-    monkeypatch.setattr(loading, "available_memory", lambda: None)
+    monkeypatch.setattr(loading, "free_memory", lambda device: None)
     load(tiny)
+
+
+def test_only_what_would_fit_is_told(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    wide = {"hidden_size": 1024, "intermediate_size": 2016}
+    deep = {"num_hidden_layers": 40, "layer_types": ["full_attention"] * 40}
+    edit(copied / "config.json", text_config=config["text_config"] | wide | deep)
+    needed = {
+        (dtype, kind): read_tiny_footprint(copied, dtype, kind).needed
+        for dtype, kind in product(("fp32", "bf16"), (None, "int8"))
+    }
+    assert needed["fp32", None] > needed["bf16", None] > needed["fp32", "int8"] > needed["bf16", "int8"]
+    monkeypatch.setattr(loading, "_load_weights", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "free_memory", lambda device: needed["bf16", "int8"])
+    message = refused(load, copied)
+    assert message.startswith("model needs about ")
+    assert " of memory in fp32, and " in message
+    assert message.partition("; ")[2].startswith("`quantize='int8'` with `dtype='bf16'` (")
+    assert message.endswith(") would fit")
+    assert "int4" not in message  # the width of some layers is no multiple of 64
+    monkeypatch.setattr(loading, "free_memory", lambda device: 1000)
+    message = refused(load, copied)
+    assert "even `quantize='int8'` with `dtype='bf16'` needs " in message
+    assert "would fit" not in message
+
+
+def read_tiny_footprint(folder: Path, dtype: str, quantize: Any = None, **settings: Any) -> Footprint:
+    """Footprint by the configuration of a folder, with other settings."""
+    values = json.loads((folder / "config.json").read_text()) | settings
+    size = (folder / "model.safetensors").stat().st_size
+    return read_footprint("tiny", values, size, device="cpu", dtype=DTYPES[dtype], quantize=quantize)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_memory_told_is_that_of_the_weights(tiny: Path, dtype: str) -> None:
+    model = load_model(f"hf:{tiny}", device="cpu", dtype=dtype)
+    assert read_tiny_footprint(tiny, dtype).weights == tensor_bytes(model.model) - sum(
+        {id(each): each.nbytes for each in model.model.buffers()}.values()
+    )
+
+
+def test_the_memory_of_a_model_that_cannot_be_built_is_that_of_its_files(tiny: Path) -> None:
+    size = (tiny / "model.safetensors").stat().st_size
+    own = read_tiny_footprint(tiny, "bf16", model_type="own")
+    assert own.weights == pytest.approx(size / 2, rel=0.01)
+    awq = read_tiny_footprint(tiny, "fp32", quantization_config={"quant_method": "awq"})
+    assert awq.weights == size  # as it is stored, whatever the dtype of the run
+    assert own.smaller == awq.smaller == ()  # of which nothing is known
+
+
+def test_quantized_weights_are_not_quantized_again(copied: Path) -> None:
+    edit(copied / "config.json", quantization_config={"quant_method": "awq"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "resolve_device", lambda options: "cpu")
+        message = refused(load, copied, quantize="int8")
+    assert message == "the weights of model are quantized already; omit `quantize`"
+
+
+def test_a_model_without_layers_to_quantize_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its output would say int8 of weights in 32 bit."""
+    monkeypatch.setattr(loading, "resolve_device", lambda options: "cpu")
+    with monkeypatch.context() as patch:  # code of its own: nothing is known before it is loaded
+        patch.setattr(loading, "linear_layers", lambda decoder: {})
+        message = refused(load, tiny, quantize="int8")
+    assert "has no linear layers to quantize to int8; omit `quantize`" in message
+    monkeypatch.setattr(loading, "_load_weights", lambda *_: pytest.fail("weights were read"))
+    message = refused(load, tiny, quantize="int4")
+    assert message.startswith("`quantize='int4'` needs linear layers in the language model, and tiny has ")
+    assert "whose width is no multiple of 64; use int8, or omit it" in message
+    monkeypatch.setattr(sizes, "linear_layers", lambda decoder: {})
+    assert "and tiny has none; omit it" in refused(load, tiny, quantize="int8")
+
+
+@pytest.mark.parametrize("stored", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_layers_are_quantized_one_by_one_as_they_are_stored(
+    stored: str, dtype: str, tiny: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With layers in the dtype of the run in their place, the model is the one without: nothing else is in
+    memory in that dtype until all layers are quantized."""
+    network = transformers.AutoModelForImageTextToText.from_pretrained(tiny, dtype=DTYPES[stored])
+    with loading.quiet():
+        network.save_pretrained(copied)
+    plain = load_model(f"hf:{copied}", device="cpu", dtype=dtype)
+    seen: list[torch.dtype] = []
+
+    def same_layer(weight: torch.Tensor, *_: object) -> torch.nn.Module:
+        assert weight.dtype == DTYPES[dtype]
+        seen.append(network_of_run.dtype)
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+        return layer
+
+    def load_weights(*args: Any) -> Any:
+        nonlocal network_of_run
+        network_of_run = original(*args)
+        return network_of_run
+
+    network_of_run: Any = None
+    original = loading._load_weights
+    monkeypatch.setattr(loading, "_load_weights", load_weights)
+    monkeypatch.setattr(loading, "resolve_device", lambda options: "cpu")
+    monkeypatch.setattr(loading, "describe", lambda kind: kind)
+    monkeypatch.setattr(loading, "quantize_layer", same_layer)
+    quantized = load_model(f"hf:{copied}", device="cpu", dtype=dtype, quantize="int8")
+    assert seen == [DTYPES[stored]] * 14  # 7 layers in each of 2 blocks
+    dtypes = {name: tensor.dtype for name, tensor in quantized.model.state_dict().items()}
+    assert dtypes == {name: tensor.dtype for name, tensor in plain.model.state_dict().items()}
+    assert quantized.model.config.dtype == quantized.model.config.text_config.dtype == DTYPES[dtype]
+    assert scores(quantized) == scores(plain)
+
+
+def test_an_error_of_an_architecture_is_one_of_the_model(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tiny)
+    encoded = model.encode(BEFORE, AFTER)
+
+    def generate(**_: object) -> None:
+        raise TypeError("got an unexpected keyword")
+
+    monkeypatch.setattr(model.model, "generate", generate)
+    expected = "tiny cannot answer (TypeError: got an unexpected keyword); give another model"
+    assert refused(model.answer, encoded, [QUESTION], kind=ModelError) == expected
+    assert refused(model.encode, BEFORE, AFTER, kind=ModelError) == expected
 
 
 def test_a_question_with_the_token_of_an_image(tiny: Path) -> None:
@@ -225,7 +349,6 @@ def test_quantized_answers_are_close(tiny: Path, adapter: Path) -> None:
         assert quantized.details["quantize"].startswith("int8, bitsandbytes")
         assert scores(quantized) == pytest.approx(scores(load(name)), abs=0.05)
         assert scores(quantized) != scores(load(name))
-    assert "a multiple of 64" in refused(load, tiny, quantize="int4")
 
 
 @pytest.mark.skipif(util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
@@ -237,11 +360,38 @@ def test_layers_that_are_wide_enough_are_quantized_to_4_bit(
     wide = build("llava", tmp_path / "wide")
     plain, int8, int4 = (load(wide, quantize=kind) for kind in (None, "int8", "int4"))
     assert int4.details["quantize"].startswith("int4, bitsandbytes")
-    sizes = [tensor_bytes(model.model.get_decoder().layers) for model in (plain, int8, int4)]
-    assert sizes[0] > 3 * sizes[1] > 3 * sizes[2]
+    lengths = [tensor_bytes(model.model.get_decoder().layers) for model in (plain, int8, int4)]
+    assert lengths[0] > 3 * lengths[1] > 3 * lengths[2]
     assert scores(int8) == pytest.approx(scores(plain), abs=0.05)
     assert scores(int4) == pytest.approx(scores(plain), abs=0.2)
     assert len({*map(tuple, map(scores, (plain, int8, int4)))}) == 3
+
+
+@pytest.mark.skipif(util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sorted({*BUILDERS} - {"smolvlm"}))
+def test_every_architecture_answers_quantized(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of int4 in a batch are those alone; int8 chooses columns by the whole batch."""
+    monkeypatch.setitem(SIZES, "hidden_size", 64)
+    monkeypatch.setitem(SIZES, "intermediate_size", 128)
+    wide = build(architecture, tmp_path / "wide")
+    plain, int8 = (load(wide, quantize=kind) for kind in (None, "int8"))
+    assert scores(int8) == pytest.approx(scores(plain), abs=0.1)
+    assert scores(int8) != scores(plain)
+    if architecture in ("gemma3", "mistral3", "qwen3_vl"):  # whose heads are narrower than the model
+        assert "whose width is no multiple of 64" in refused(load, wide, quantize="int4")
+        return
+    int4 = load(wide, quantize="int4")
+    batch = scores(int4)
+    alone = [
+        int4.answer(int4.encode(BEFORE[pair : pair + 1], AFTER[pair : pair + 1]), [QUESTION])[0][0].score
+        for pair in range(2)
+    ]
+    assert batch == pytest.approx(alone, abs=1e-5)
+    assert batch == pytest.approx(scores(plain), abs=0.4)
+    assert batch != scores(plain)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -317,6 +467,25 @@ def test_a_chat_template_that_begins_the_reasoning_is_noticed(copied: Path) -> N
     template = copied / "chat_template.jinja"
     template.write_text(template.read_text().rstrip() + "{% if add_generation_prompt %}<think>\n{% endif %}")
     assert load(copied).always_reasons
+
+
+@needs_peft
+def test_a_broken_adapter_is_told_from_one_of_another_base(tiny: Path, adapter: Path) -> None:
+    config, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    name, good = f"{tiny}+{adapter}", config.read_text()
+    edit(config, peft_type="PROMPT_TUNING", num_virtual_tokens=2)
+    assert refused(load, name) == (  # peft would drop its tokens, and the base would answer
+        "the adapter adapter is of kind PROMPT_TUNING, which is no part of the weights; give a LoRA"
+    )
+    edit(config, peft_type="OF_TOMORROW")
+    assert "is of kind OF_TOMORROW, which peft " in refused(load, name)
+    config.write_text("{")
+    assert "cannot read" in refused(load, name, kind=ModelError)
+    config.write_text(good)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    message = refused(load, name, kind=ModelError)
+    assert message.startswith("peft cannot load the adapter adapter: ")
+    assert message.endswith("; copy or fetch it again")
 
 
 def test_an_adapter_without_peft(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -19,11 +22,11 @@ from deltavlm.errors import ConfigError, ModelError
 from deltavlm.model import checkpoint
 from deltavlm.model.answering import CheckpointModel
 from deltavlm.model.config import RuntimeOptions
-from deltavlm.model.folder import GRAPHS, WEIGHTS, layout_digest
+from deltavlm.model.folder import FEATURES, GRAPHS, WEIGHTS, layout_digest
 from deltavlm.model.graphs import export_graphs
 from deltavlm.model.interface import ChangeModel, Question, standard_question
 from deltavlm.model.kinds import load_model
-from deltavlm.model.openvino import CACHE_BLOCK, KeyValueCache
+from deltavlm.model.openvino import CACHE_BLOCK, ENCODE_PAIRS, Graphs, KeyValueCache
 from deltavlm.model.runtime import has_gpu, pick_runtime
 from deltavlm.model.scope import QuestionScope
 from deltavlm.model.scope_numpy import NumpyScope
@@ -122,6 +125,27 @@ def test_a_pair_has_the_same_answer_alone_and_in_any_batch(exported: Path) -> No
             together[index][-1],
             *together[index][:-1],
         ]
+
+
+def test_the_encoder_gets_few_pairs_at_once(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their maps are most of a run's memory; the features are those of each pair alone."""
+    model = load_model(str(exported), device="cpu", runtime="openvino")
+    before, after = images(2 * ENCODE_PAIRS + 1)
+    alone = [
+        model.encode(before[index : index + 1], after[index : index + 1]) for index in range(len(before))
+    ]
+    sizes, run = [], Graphs.run
+
+    def recorded_run(self: Graphs, name: str, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        sizes.append(inputs["images"].shape[1])
+        return run(self, name, inputs)
+
+    monkeypatch.setattr(Graphs, "run", recorded_run)
+    together = model.encode(before, after)
+    assert sizes == [ENCODE_PAIRS, ENCODE_PAIRS, 1]
+    for name in FEATURES:
+        expected = np.concatenate([getattr(each, name) for each in alone])
+        np.testing.assert_allclose(getattr(together, name), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_another_size_are_resized(exported: Path) -> None:

@@ -94,6 +94,8 @@ def test_a_later_turn_of_a_dialogue_is_these_bytes() -> None:
         ("Yes, three houses were built in the north.", True),
         ("The answer is: no", False),
         ("There is no difference.", False),
+        ("No, no houses were built.", False),
+        ("I see no visible difference between the two images.", False),
     ],
 )
 def test_yes_and_no_are_read(reply: str, changed: bool) -> None:
@@ -101,7 +103,17 @@ def test_yes_and_no_are_read(reply: str, changed: bool) -> None:
     assert GENERIC.in_words_of_task("change", reply) == ("yes" if changed else "no")
 
 
-@pytest.mark.parametrize("reply", ["", "I cannot tell.", "It could be yes or no.", "yesterday"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *("", "I cannot tell.", "It could be yes or no.", "yesterday", "Yes or no", "I would not say yes."),
+        *("Something changed: there were no houses before.", "Two houses were built, no roads."),
+        "There is no doubt that a house was built.",
+        "There is no change in the roads, two houses were built.",
+        "No. Two houses were built.",
+        "I see no difference except for a new road.",
+    ],
+)
 def test_what_is_neither_yes_nor_no_is_kept_without_a_value(reply: str) -> None:
     with pytest.raises(AnswerParseError):
         GENERIC.phrase("change").read(reply)
@@ -117,6 +129,10 @@ def test_what_is_neither_yes_nor_no_is_kept_without_a_value(reply: str) -> None:
         json.dumps(OBJECTS).replace("top-left", "Top Left").replace("3", '"3"'),
         json.dumps(OBJECTS).replace("0", "0.0").replace("3", "3.0"),
         json.dumps(OBJECTS).replace("3", '"3.0"'),
+        json.dumps(OBJECTS)[:-1] + ",}",
+        f"Scale {{0.5}}: {json.dumps(OBJECTS)} {{I counted twice}}",
+        f"{json.dumps(OBJECTS)}\n{json.dumps(OBJECTS, indent=1)}",
+        json.dumps({"answer": OBJECTS}),
     ],
 )
 def test_counts_and_cells_are_read_from_one_reply(reply: str) -> None:
@@ -124,6 +140,25 @@ def test_counts_and_cells_are_read_from_one_reply(reply: str) -> None:
     assert GENERIC.phrase("location").read(reply) == Cells((), ("top-left", "center-center"))
     assert GENERIC.in_words_of_task("count", reply) == "no new roads and 3 new buildings"
     assert GENERIC.in_words_of_task("location", reply) == "roads [] buildings ['top-left', 'center-center']"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"new_roads": 1',
+        '{"new_roads": 2, "new_buildings": 13',  # perhaps of 130
+        json.dumps(OBJECTS)[:-4],
+        f"{json.dumps(OBJECTS)} or {json.dumps({**OBJECTS, 'new_buildings': 4})}",
+        json.dumps(OBJECTS)[:-1] + ', "new_buildings": 5, "road_cells": ["center"]}',
+        "one road and two buildings, that is {",
+        '{"a": ' * 5000,
+    ],
+)
+def test_json_that_is_cut_off_or_says_two_things_has_no_value(reply: str) -> None:
+    """Its words alone would give numbers that nobody has answered."""
+    for task in ("count", "location"):
+        with pytest.raises(AnswerParseError):
+            GENERIC.phrase(task).read(reply)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ import torch
 
 from deltavlm.config import dump, load, shipped_config
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
-from deltavlm.errors import InputError
+from deltavlm.errors import InputError, OutputError
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.training import __main__ as command
 from deltavlm.training import build
 from deltavlm.training.changechat_dataset import Split
-from deltavlm.training.checkpoints import final_weights, load_state
+from deltavlm.training.checkpoints import final_weights, load_state, open_folder
 from deltavlm.training.collate import TrainBatch
 from deltavlm.training.config import Phase, RecordSet, TrainConfig
 from deltavlm.training.export import write_model_folder
@@ -84,6 +84,16 @@ def test_after_learning_counts_from_a_set_the_language_model_counts(
     assert counts_by("count", learned=True) == ["language", "language"]
     assert counts_by("count", learned=False) == ["language", "dense"]
     assert counts_by("caption", learned=True) == ["dense", "dense"]
+
+
+def test_weights_of_an_earlier_run_are_not_continued_without_a_word(recipe: Path, tmp_path: Path) -> None:
+    """Its configuration is gone, so that nobody knows what they are of."""
+    config = load(recipe, TrainConfig)
+    state = tmp_path / f"{[*config.phases][-1]}.pt"
+    state.touch()
+    with pytest.raises(OutputError, match=rf"{state.name} without the config\.yaml of its run"):
+        open_folder(tmp_path, config, resume=False)
+    assert not (tmp_path / "config.yaml").exists()
 
 
 @pytest.mark.slow

@@ -55,8 +55,9 @@ from deltavlm.model.footprint import (
     footprint_of,
     sizes_of,
 )
-from deltavlm.model.huggingface.loading import linear_layers, quiet
+from deltavlm.model.huggingface.loading import quiet
 from deltavlm.model.huggingface.scores import Recorder, YesNo
+from deltavlm.model.huggingface.sizes import linear_layers
 from deltavlm.model.images import resize_image
 from deltavlm.model.interface import CheckpointFacts, Masks, PairContext, Pixels, Question, Reply
 from deltavlm.model.mci.config import MCIConfig

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -162,26 +163,36 @@ class ChatModel(ChatFacts):
             return pair
         inputs = self._inputs([(pair, Question("", ""))])
         inputs = cut_after_images(inputs, image_token(self.model.config))
-        prefix = run_prefix(self.model, inputs, generation_config=self._generation_config(1))
+        with self._model_errors():
+            prefix = run_prefix(self.model, inputs, generation_config=self._generation_config(1))
         return EncodedPair(images, context, prefix)
 
     def _answer(self, rows: Sequence[tuple[EncodedPair, Question]], extra: int) -> list[Reply | None]:
         """Answer one batch; see `_answer_distinct`."""
         inputs = self._continued(rows) if self.uses_prefix else self._inputs(rows)
         recorder = Recorder(self.yes_no)
-        sequences = self.model.generate(
-            **inputs,
-            generation_config=self._generation_config(
-                max(question.max_new_tokens for _, question in rows) + extra
-            ),
-            logits_processor=LogitsProcessorList([recorder]),
-        )
+        limit = max(question.max_new_tokens for _, question in rows) + extra
+        with self._model_errors():
+            sequences = self.model.generate(
+                **inputs,
+                generation_config=self._generation_config(limit),
+                logits_processor=LogitsProcessorList([recorder]),
+            )
         new = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         log_probs, margins = recorder.rows()
         return [
             self._reply(question, extra, *generated)
             for (_, question), *generated in zip(rows, new, log_probs, margins, strict=True)
         ]
+
+    @contextmanager
+    def _model_errors(self) -> Iterator[None]:
+        """Raise errors of the code of an architecture, other than torch's own, as ModelError."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError(f"{self.name} cannot answer ({reason}); give another model") from error
 
     def _reply(
         self,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +29,22 @@ from deltavlm.messages import NOTE, first_line
 from deltavlm.model.chat_turns import THINK, chat_turns
 from deltavlm.model.config import Decoding, RuntimeOptions
 from deltavlm.model.device import DTYPES, pick_dtype, resolve_device
+from deltavlm.model.folder import tensor_slots
+from deltavlm.model.footprint import DTYPES as STORED_DTYPES
+from deltavlm.model.footprint import Footprint, check_fits
 from deltavlm.model.huggingface import source
 from deltavlm.model.huggingface.adapters import warn_of_other_base, with_adapter
 from deltavlm.model.huggingface.chat_model import ChatModel, chat_text
 from deltavlm.model.huggingface.prefix import TESTED_TYPES
 from deltavlm.model.huggingface.scores import YesNo
+from deltavlm.model.huggingface.sizes import empty_model, linear_layers, read_footprint
 from deltavlm.model.huggingface.source import PlannedSource, Reference
 from deltavlm.model.interface import PairContext, Question
-from deltavlm.model.memory import CudaMeter, available_memory
-from deltavlm.model.quantize import describe, quantize_layer, replace_layers
+from deltavlm.model.memory import CudaMeter, free_memory, trim_heap
+from deltavlm.model.quantize import Kind, describe, quantize_layer, replace_layers
 
 logger = logging.getLogger(__name__)
 
-MEMORY_FACTOR = 1.15  # of the weights: activations, the cache of a pair, and the libraries
-BITS = {"int8": 8, "int4": 5}  # of a quantized weight, on average with the layers that are not
 TEST_PX = 64  # side of the blank images that show whether a processor takes two
 
 
@@ -63,22 +68,35 @@ def load_chat_model(name: str, options: RuntimeOptions) -> ChatModel:
     adapter = None if adapter_reference is None else source.plan(adapter_reference, hub)
     device = resolve_device(options)
     dtype = pick_dtype(options.dtype, _hidden(settings), device)
-    _check_memory(planned, settings, options, device, dtype)
+    footprint = read_footprint(
+        reference.name,
+        settings,
+        planned.weights_bytes,
+        device=device,
+        dtype=dtype,
+        quantize=options.quantize,
+        adapter_bytes=adapter.weights_bytes if adapter else 0,
+    )
+    _check_memory(reference, footprint)
     folder = source.fetch(planned)
     adapter_folder = None if adapter is None else source.fetch(adapter)
     with quiet(), _loading_errors(reference):
         processor = _load_processor(reference, folder, code)
-        model = _load_weights(reference, folder, dtype, code)
+        stored = _stored_dtype(folder, planned, dtype) if options.quantize else dtype
+        model = _load_weights(reference, folder, stored, code)
     _check_images(reference, processor)
     training: Mapping[str, Any] = {}
     if adapter is not None and adapter_folder is not None:
         training = source.read_training(adapter_folder)
-        with quiet():
+        with quiet(), _loading_errors(adapter.reference):
             model = with_adapter(
                 model, adapter.reference, adapter_folder, reference, merge=not options.quantize
             )
         warn_of_other_base(adapter.reference, adapter_folder, training, planned, folder)
-    model = _move(model, options, device, reference)
+    if options.quantize:
+        with quiet(), _loading_errors(reference):
+            _quantize(model, options.quantize, dtype, device, reference)
+    model = _move(model, device, reference)
     model.generation_config = _ends(model, processor)
     yes_no = _yes_no(reference, processor)
     kind = str(settings.get("model_type"))
@@ -180,39 +198,18 @@ def _hidden(settings: Mapping[str, Any]) -> int:
     return next((value for value in values if isinstance(value, int)), 4096)
 
 
-def _check_memory(
-    planned: PlannedSource,
-    settings: Mapping[str, Any],
-    options: RuntimeOptions,
-    device: str,
-    dtype: torch.dtype,
-) -> None:
+def _check_memory(reference: Reference, footprint: Footprint) -> None:
     """Log the memory that the model needs. Raises: InputError if it is not there."""
-    text = settings.get("text_config")
-    nested = text if isinstance(text, dict) else {}
-    stored = settings.get("dtype") or settings.get("torch_dtype") or nested.get("dtype") or "bfloat16"
-    stored_bytes = getattr(torch, str(stored), torch.bfloat16).itemsize
-    size = planned.weights_bytes * dtype.itemsize / stored_bytes
-    if options.quantize:
-        size = planned.weights_bytes / stored_bytes * BITS[options.quantize] / 8
-    needed = int(size * MEMORY_FACTOR)
-    free = CudaMeter(device).free() if device.startswith("cuda") else available_memory()
-    name = next(key for key, value in DTYPES.items() if value == dtype)
-    where = "the GPU" if device.startswith("cuda") else "memory"
+    free = free_memory(footprint.device)
     logger.log(
         NOTE,
         "%s needs about %s in %s; %s free",
-        planned.reference.name,
-        format_bytes(needed),
-        where,
+        reference.name,
+        format_bytes(footprint.needed),
+        "the GPU" if footprint.device.startswith("cuda") else "memory",
         format_bytes(free) if free is not None else "unknown",
     )
-    if free is not None and needed > free:
-        smaller = " `dtype='bf16'`," if dtype == torch.float32 and stored_bytes < 4 else ""
-        raise InputError(
-            f"{planned.reference.name} needs about {format_bytes(needed)} in {where} ({name}), and"
-            f" {format_bytes(free)} are free; try{smaller} `quantize='int8'` or int4, or a smaller model"
-        )
+    check_fits(reference.name, footprint, free)
 
 
 def _load_processor(reference: Reference, folder: Path, code: bool) -> Any:
@@ -251,6 +248,18 @@ def _load_weights(reference: Reference, folder: Path, dtype: torch.dtype, code: 
     return model.eval()
 
 
+def _stored_dtype(folder: Path, planned: PlannedSource, default: torch.dtype) -> torch.dtype:
+    """Dtype of most bytes of the weight files. Raises: ModelError."""
+    lengths: Counter[str] = Counter()
+    for file in planned.files:
+        if file.name.endswith(source.WEIGHTS):
+            for slot in tensor_slots(folder / file.name).values():
+                lengths[slot.dtype] += slot.length
+    named = {STORED_DTYPES[name]: value for name, value in DTYPES.items()}
+    known = [named[name] for name, _ in lengths.most_common(1) if name in named]
+    return known[0] if known else default
+
+
 def _check_images(reference: Reference, processor: Any) -> None:
     """Raises: InputError if a conversation with two images is not formatted with both."""
     one, two = ([{"role": "user", "content": [{"type": "image"}] * count}] for count in (1, 2))
@@ -277,14 +286,9 @@ def _always_reasons(processor: Any) -> bool:
     return chat_text(processor, turns).rstrip().endswith(THINK)
 
 
-def _move(model: Any, options: RuntimeOptions, device: str, reference: Reference) -> Any:
-    """Model on the device, its language model quantized if asked for."""
+def _move(model: Any, device: str, reference: Reference) -> Any:
+    """Model on the device."""
     try:
-        if options.quantize:
-            decoder = model.get_decoder()
-            for name, module in linear_layers(decoder).items():
-                layer = quantize_layer(module.weight.data, options.quantize, device, module.bias)
-                replace_layers(decoder, {f"{name}.weight": layer})
         return model.to(device)
     except torch.OutOfMemoryError as error:
         raise ModelOutOfMemory(
@@ -292,13 +296,48 @@ def _move(model: Any, options: RuntimeOptions, device: str, reference: Reference
         ) from error
 
 
-def linear_layers(decoder: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """Linear layers by name inside the blocks of a language model, those of adapters left out."""
-    return {
-        name: module
-        for name, module in decoder.named_modules()
-        if name.startswith("layers.") and type(module) is torch.nn.Linear and "lora_" not in name
+def _quantize(model: Any, kind: Kind, dtype: torch.dtype, device: str, reference: Reference) -> None:
+    """Quantize the language model layer by layer onto the device, and convert everything else to `dtype`.
+
+    The weights are as they are stored, so that on a CPU they are parts of the mapped files: memory holds what
+    is quantized so far, and one layer. Raises: InputError where no layer can be quantized.
+    """
+    decoder = model.get_decoder()
+    names = [*linear_layers(decoder)]
+    if not names:
+        raise InputError(
+            f"the language model of {reference.name} has no linear layers to quantize to {kind};"
+            " omit `quantize`"
+        )
+    for name in names:
+        module: Any = decoder.get_submodule(name)
+        bias = None if module.bias is None else module.bias.data.to(dtype)
+        layer = quantize_layer(module.weight.data.to(dtype), kind, device, bias)
+        replace_layers(decoder, {f"{name}.weight": layer})
+        del module
+        trim_heap()
+    _convert(model, dtype)
+
+
+def _convert(model: Any, dtype: torch.dtype) -> None:
+    """Convert tensors that were loaded as they are stored to the dtypes that they have in a model of `dtype`;
+    those of adapters and of quantized layers stay."""
+    config = copy.deepcopy(model.config)
+    skeleton = empty_model(config, dtype)
+    expected = {
+        name: tensor.dtype for name, tensor in chain(skeleton.named_parameters(), skeleton.named_buffers())
     }
+    wide = {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    if dtype == torch.float16:
+        wide |= {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        wanted = expected.get(name.replace(".base_layer", ""))
+        if wanted is not None and wanted.is_floating_point and tensor.is_floating_point():
+            is_wide = bool(wide & {*name.split(".")})
+            tensor.data = tensor.data.to(torch.float32 if is_wide else wanted)
+    for each in (model.config, *(getattr(model.config, name, None) for name in model.config.sub_configs)):
+        if each is not None:
+            each.dtype = dtype
 
 
 def _ends(model: Any, processor: Any) -> GenerationConfig:

@@ -166,7 +166,7 @@ def read_settings(source: PlannedSource) -> Mapping[str, Any]:
         files = tuple(file for file in source.files if file.name == source.reference.config)
         folder = fetch_files(source.hub, replace(source.planned, files=files))
     assert folder is not None
-    return _read_object(folder / source.reference.config)
+    return read_object(folder / source.reference.config)
 
 
 def read_training(folder: Path) -> Mapping[str, Any]:
@@ -175,10 +175,10 @@ def read_training(folder: Path) -> Mapping[str, Any]:
     Raises: ModelError.
     """
     path = folder / TRAINING
-    return _read_object(path) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
-def _read_object(path: Path) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Any]:
     """JSON object in a file. Raises: ModelError."""
     try:
         values = parse_json(read_text(path, MAX_TEXT_BYTES))
