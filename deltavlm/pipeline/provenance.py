@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import rasterio
@@ -27,12 +28,17 @@ _LIBRARIES = (
 def library_versions() -> dict[str, str]:
     """Versions of deltavlm, Python and the libraries that answers depend on."""
     versions = {"deltavlm": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    versions |= {name: found for name in _LIBRARIES if (found := _installed_version(name))}
     return versions | {"gdal": rasterio.__gdal_version__}
+
+
+@cache
+def _installed_version(name: str) -> str | None:
+    """Version of a package, None where it is not installed; its metadata are read once in a process."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def provenance(

@@ -259,6 +259,7 @@ def blobs(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.blob"))
 
 
+@pytest.mark.slow
 def test_damaged_compiled_graphs_are_compiled_again(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
