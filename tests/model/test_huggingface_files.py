@@ -492,6 +492,19 @@ def test_a_broken_adapter_is_told_from_one_of_another_base(tiny: Path, adapter: 
     assert message.endswith("; copy or fetch it again")
 
 
+@needs_peft
+@pytest.mark.parametrize("values", [{"use_dora": True}, {"peft_type": "HRA"}])
+def test_only_a_plain_lora_goes_with_quantized_layers(
+    values: dict[str, Any], tiny: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DoRA failed at the first chip, and kinds that turn the weights would have turned their codes."""
+    edit(adapter / "adapter_config.json", **values)
+    monkeypatch.setattr(loading, "resolve_device", lambda options: "cpu")
+    message = refused(load, f"{tiny}+{adapter}", quantize="int8")
+    assert message.startswith("the adapter adapter is no plain LoRA, ")
+    assert message.endswith("; omit `quantize`")
+
+
 def test_an_adapter_without_peft(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == "peft" else find(name))

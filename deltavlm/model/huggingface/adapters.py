@@ -43,6 +43,11 @@ def with_adapter(model: Any, adapter: Reference, folder: Path, base: Reference, 
         raise InputError(
             f"the adapter {adapter.name} is of kind {kind}, which is no part of the weights; give a LoRA"
         )
+    if not merge and (kind != "LORA" or read_object(folder / ADAPTER_CONFIG).get("use_dora")):
+        raise InputError(  # others compute with the weights of the layer, which are codes then
+            f"the adapter {adapter.name} is no plain LoRA, which alone goes with quantized layers;"
+            " omit `quantize`"
+        )
     other = InputError(
         f"the adapter {adapter.name} does not fit {base.name}: it was made for another base"
         f"{f' ({made_for})' if made_for else ''}; give that one"
