@@ -64,7 +64,7 @@ _FLAGS = {
 }  # by parameter, where another name is better
 _LOG_FIELDS = ("pair", "chip", "status")  # extra attributes of log records that JSON lines keep
 
-WHAT_NANO_ANSWERS = "deltavlm ask --help says what nano answers"
+WHAT_TO_ASK = "deltavlm ask --help says which questions are answered"
 
 Update = Callable[[int, str], None]  # completed count and a note such as "3 changed"
 
@@ -364,7 +364,7 @@ def print_remarks(record: Mapping[str, Any]) -> None:
     from deltavlm.tasks.text import simplify
 
     if record["status"] == "unsupported":
-        console.warning(f"not answered: {record['question']}; {WHAT_NANO_ANSWERS}")
+        console.warning(f"not answered: {record['question']}; {WHAT_TO_ASK}")
     if simplify(record["asked"]) != simplify(record["question"]):
         console.info(f"asked as: {record['asked']}")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
-from deltacli.console import WHAT_NANO_ANSWERS, console
+from deltacli.console import WHAT_TO_ASK, console
 from deltacli.metrics import run_metrics
 from deltavlm.messages import pluralize
 
@@ -67,7 +67,7 @@ def print_summary(job: AnalyzeJob, result: RunResult, *, top: int) -> None:
         )
     for question, number in summary.unsupported.items():
         chips = pluralize(number, "chip")
-        console.warning(f"question {question}: not answered for {chips}; {WHAT_NANO_ANSWERS}")
+        console.warning(f"question {question}: not answered for {chips}; {WHAT_TO_ASK}")
     if summary.conflicting:
         rules = ", ".join(f"{name} {number}" for name, number in summary.conflicts.most_common())
         console.info(f"{pluralize(summary.conflicting, 'chip')} with conflicting answers: {rules}")

@@ -84,7 +84,7 @@ def test_a_question_that_was_not_taught_has_a_status_and_a_warning(
     result = run("ask", *scene.args, "Is there a pool?", "Were trees cut?")
     assert result.exit_code == 0
     assert result.stdout == f"{UNSUPPORTED}\nno\n"
-    warning = "Warning: not answered: Is there a pool?; deltavlm ask --help says what nano answers"
+    warning = "Warning: not answered: Is there a pool?; deltavlm ask --help says which questions are answered"
     assert [line for line in result.stderr.splitlines() if "not answered" in line] == [warning]
     model.replies = deque([UNSUPPORTED, "no"])
     lines = run(
