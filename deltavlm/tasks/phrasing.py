@@ -154,7 +154,7 @@ def _read_change(reply: str) -> bool:
     Raises: AnswerParseError, also for a no beside something that was built or removed.
     """
     sentence = reply.lower()
-    clauses = re.split(r"[.,;:]", sentence)
+    clauses = [clause for clause in re.split(r"[.,;:]", sentence) if not _NEGATED.search(clause)]
     is_named = any(caption.kinds_built(clause) or caption.kinds_removed(clause) for clause in clauses)
     try:
         is_changed = classify.parse(reply)

@@ -96,6 +96,8 @@ def test_a_later_turn_of_a_dialogue_is_these_bytes() -> None:
         ("There is no difference.", False),
         ("No, no houses were built.", False),
         ("I see no visible difference between the two images.", False),
+        ("No, I do not see any new houses that were built.", False),
+        ("No, the road wasn't removed.", False),
     ],
 )
 def test_yes_and_no_are_read(reply: str, changed: bool) -> None:
