@@ -56,7 +56,7 @@ def test_growth(tmp_path: Path) -> None:
 
 def test_analyze_and_the_simple_loop_give_equal_answers(tmp_path: Path) -> None:
     (table,) = rows(tmp_path, "--layout", "striped deflate", "--side", "512", "--loop-chips", "1")
-    assert table["chips, batch"] == "4, 32"
+    assert table["chips, batch"] == "4, 16"
     assert table["equal answers"] == "4 of 4"
 
 
