@@ -375,6 +375,7 @@ def test_a_calibration_of_a_server_without_scores_ends_with_the_first_batch(serv
     assert not Path("calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_a_time_out_is_set_by_a_flag_or_the_file_of_defaults(scene: Scene, server: ChatServer) -> None:
     ended = threading.Event()
     server.script = lambda asked: Answer("Yes.") if ended.wait(20) else None

@@ -590,6 +590,7 @@ def test_a_server_that_answers_nothing_any_more_ends_the_run(server: ChatServer,
     assert 1 + 5 + 5 <= len(server.asked) <= 1 + 5 + 5 + 2  # of 8; the next one may have begun meanwhile
 
 
+@pytest.mark.slow
 def test_a_server_that_has_become_too_slow_ends_the_run(server: ChatServer) -> None:
     model = load_model(server.name, RuntimeOptions(requests=1, timeout_s=0.5))
     ends = threading.Event()

@@ -22,6 +22,7 @@ from tests.tiny import SCOPE, constant_scope, save_with_scope
 SMALL = ScopeConfig(buckets=512, width=8, hidden=8)
 
 
+@pytest.mark.slow
 def test_a_few_steps_tell_most_questions_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "POOL", 3000)
     monkeypatch.setattr(training, "VALIDATION", 200)
