@@ -26,7 +26,7 @@ from tests.changechat_reference import BASE, CLIP
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
 
-PAIRS = 4
+PAIRS = 8
 PHASE = Phase(
     part="adapter", steps=40, batch=4, lr=2e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.1
 )
@@ -42,7 +42,7 @@ def base(changechat_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pairs, each with a yes or no; the first has a dialogue and polygons too."""
+    """Eight pairs, each with a yes or no; the first has a dialogue and polygons too."""
     folder = tmp_path_factory.mktemp("set")
     content: list[dict[str, Any]] = []
 
@@ -101,7 +101,7 @@ def test_records_are_chats_in_the_words_of_the_model(base: Path, records: Path) 
 
 
 @pytest.mark.slow
-def test_four_pairs_are_learned_and_the_merged_adapter_answers_them(
+def test_eight_pairs_are_learned_and_the_merged_adapter_answers_them(
     base: Path, records: Path, changechat_files: Path, tmp_path: Path
 ) -> None:
     result = run.train(recipe(base, records), tmp_path / "run")

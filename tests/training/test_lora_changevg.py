@@ -30,10 +30,10 @@ from tests.mci_reference import write_published
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
 
-PAIRS = 4
+PAIRS = 8
 TRAINED: tuple[TaskName, ...] = ("change", "count")
 PHASE = Phase(
-    part="adapter", steps=40, batch=6, lr=1e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.05
+    part="adapter", steps=80, batch=6, lr=1e-2, warmup=5, weight_decay=0.0, balance="token", floor=0.05
 )
 
 
@@ -59,7 +59,7 @@ def convert(files: Path, folder: Path, **paths: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pairs, each with a yes or no and counts; the first has a caption, cells and a dialogue too."""
+    """Eight pairs, each with a yes or no and counts; the first has a caption, cells and a dialogue too."""
     folder = tmp_path_factory.mktemp("set")
     content: list[dict[str, Any]] = []
 
@@ -172,7 +172,7 @@ def test_the_loss_is_that_of_the_model(files: Path, records: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_pairs_are_learned_and_the_merged_adapter_answers_them(
+def test_eight_pairs_are_learned_and_the_merged_adapter_answers_them(
     files: Path, records: Path, tmp_path: Path
 ) -> None:
     guide = (files / "start" / "guide" / "model.safetensors").read_bytes()
