@@ -76,7 +76,7 @@ def why_not_openvino(folder: Path, options: RuntimeOptions) -> str | None:
     if not config.decoding.is_plain or options.quantize or options.dtype not in ("auto", "fp32", "bf16"):
         return "it decodes greedily without a penalty, in bf16 or fp32 and not quantized"
     if find_spec("openvino") is None:
-        return "the package openvino is not installed"
+        return "the package openvino is not installed; pip install openvino"
     return None
 
 

@@ -335,7 +335,8 @@ def test_a_cache_folder_that_cannot_be_written(
 def test_without_openvino(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)  # importing it fails
     assert pick_runtime(exported, RuntimeOptions(device="cpu")) == "torch"
-    with pytest.raises(ConfigError, match=r"the package openvino is not installed; use `runtime='torch'`$"):
+    advice = r"the package openvino is not installed; pip install openvino; use `runtime='torch'`$"
+    with pytest.raises(ConfigError, match=advice):
         load_model(str(exported), device="cpu", runtime="openvino")
 
 
