@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # measure this checkout, not an installed copy
+
+from benchmarks.rows import Table, heading  # noqa: E402
 
 FORMS = (None, "int8", "int4")
 INTERVAL_S = 0.003
@@ -90,11 +92,11 @@ def main() -> None:
         settings = json.loads((folder / "config.json").read_text())
         size = (folder / "model.safetensors").stat().st_size
         layer = arguments.hidden * tiny_hf.SIZES["intermediate_size"] * 2
+        print(heading(torch.get_num_threads(), f"torch {torch.__version__}"))
         print(
-            f"stored in {arguments.stored}: {size / 1e6:.0f} MB; largest layer {layer / 1e6:.0f} MB in 16 bit"
+            f"stored in {arguments.stored}: {size / 1e6:.0f} MB; largest layer {layer / 1e6:.0f} MB in 16 bit\n"
         )
-        print("| form | weights MB | final MB | peak MB | needed as told MB |")
-        print("|---|---|---|---|---|")
+        table = Table()
         for form in FORMS:
             command = [sys.executable, __file__, "--dtype", arguments.dtype, "--one", tiny, folder, str(form)]
             done = subprocess.run(
@@ -104,9 +106,16 @@ def main() -> None:
             footprint = read_footprint(
                 "wide", settings, size, device="cpu", dtype=DTYPES[arguments.dtype], quantize=form
             )
-            numbers = (footprint.weights, measured["final"], measured["peak"], footprint.needed)
-            cells = [f"{arguments.dtype}{f', {form}' if form else ''}", *(f"{n / 1e6:.0f}" for n in numbers)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            columns = {
+                "weights": footprint.weights,
+                "final": measured["final"],
+                "largest while loading": measured["peak"],
+                "told": footprint.needed,
+            }
+            table.row(
+                {"form": f"{arguments.dtype}{f', {form}' if form else ''}"}
+                | {f"{name}, MB": f"{size / 1e6:.0f}" for name, size in columns.items()}
+            )
 
 
 if __name__ == "__main__":

@@ -122,11 +122,7 @@ class View:
         with watch, wrap_gdal_errors(self.source.location, *UNREADABLE):
             is_mean = averaged and self.source.palette is None
             method = Resampling.average if is_mean else Resampling.nearest
-            for rows in self._row_slices(window, buffer):
-                part = buffer.cut(rows, slice(None))
-                height = window.height if part.values.shape == buffer.values.shape else rows.stop - rows.start
-                row_off = window.row_off + rows.start + self.row_off
-                area = RasterioWindow(window.col_off + self.col_off, row_off, window.width, height)
+            for area, part in self._parts(window, buffer):
                 for layer in self.layers:
                     at = [self.source.distinct_bands.index(band) for band in layer.bands]
                     is_only = len(self.layers) == 1
@@ -143,25 +139,27 @@ class View:
         trim_malloc()
         return buffer
 
-    def _row_slices(self, window: Window, buffer: Raw) -> Iterator[slice]:
-        """Rows of `buffer` that are read together, in their order.
+    def _parts(self, window: Window, buffer: Raw) -> Iterator[tuple[RasterioWindow, Raw]]:
+        """Parts of a window that are read one after the other: pixels of the dataset, and their buffer.
 
-        All, unless bands are read after others of the same blocks, as alpha is. Then so few rows of blocks
-        that GDAL's cache holds them until then: blocks would be decoded, or warped, twice.
+        The whole, unless bands are read after others of the same blocks, as alpha is. Then so few rows of
+        blocks that GDAL's cache holds them until then: blocks would be decoded, or warped, twice.
         """
-        rows = buffer.values.shape[1]
-        row_bytes = window.width * (len(buffer.values) + 1) * buffer.values.itemsize
-        is_decimated = buffer.values.shape[1:] != (window.height, window.width)
+        col_off, row_off, width, height = window
+        col_off, row_off = col_off + self.col_off, row_off + self.row_off
+        is_decimated = buffer.values.shape[1:] != (height, width)
         if is_decimated or (self.alpha is None and len(self.layers) == 1):
-            yield slice(0, rows)
+            yield RasterioWindow(col_off, row_off, width, height), buffer
             return
         block_rows = self.dataset.block_shapes[0][0]
+        row_bytes = width * (len(buffer.values) + 1) * buffer.values.itemsize
         step = block_rows * max(1, REREAD_BYTES // (row_bytes * block_rows))
-        start = 0
-        while start < rows:
-            stop = min(rows, start + step - (window.row_off + self.row_off + start) % block_rows)
-            yield slice(start, stop)
-            start = stop
+        top = 0
+        while top < height:
+            bottom = min(height, top + step - (row_off + top) % block_rows)
+            area = RasterioWindow(col_off, row_off + top, width, bottom - top)
+            yield area, buffer.cut(slice(top, bottom), slice(None))
+            top = bottom
 
     def to_rgb(self, raw: Raw) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """RGB and validity of raw pixels, as `read` returns them but for clouds, in new arrays; pixel by
