@@ -93,9 +93,8 @@ def main() -> None:
         size = (folder / "model.safetensors").stat().st_size
         layer = arguments.hidden * tiny_hf.SIZES["intermediate_size"] * 2
         print(heading(torch.get_num_threads(), f"torch {torch.__version__}"))
-        print(
-            f"stored in {arguments.stored}: {size / 1e6:.0f} MB; largest layer {layer / 1e6:.0f} MB in 16 bit\n"
-        )
+        stored = f"stored in {arguments.stored}: {size / 1e6:.0f} MB"
+        print(f"{stored}; largest layer {layer / 1e6:.0f} MB in 16 bit\n")
         table = Table()
         for form in FORMS:
             command = [sys.executable, __file__, "--dtype", arguments.dtype, "--one", tiny, folder, str(form)]
