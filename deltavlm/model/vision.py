@@ -96,6 +96,7 @@ class EfficientNetTower(nn.Module):
     """
 
     STAGES = 5
+    CPU_IMAGES = 16  # encoded at once on a CPU, whose caches and memory more of them are too large for
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -110,6 +111,18 @@ class EfficientNetTower(nn.Module):
 
     def forward_features(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tokens (B, N, D) and maps (B, C, h, w) at strides 4, 8 and 16."""
+        if images_B3HW.device.type == "cpu" and len(images_B3HW) > self.CPU_IMAGES:
+            parts = [self.encode(part) for part in images_B3HW.split(self.CPU_IMAGES)]
+            maps = tuple(torch.cat(levels) for levels in zip(*parts, strict=True))
+        else:
+            maps = self.encode(images_B3HW)
+        x = maps[-1]
+        rows, cols = x.shape[-2:]
+        tokens = self.projection(x.permute(0, 2, 3, 1)) + self.pos_embed[:, :rows, :cols]
+        return tokens.flatten(1, 2), maps
+
+    def encode(self, images_B3HW: Tensor) -> tuple[Tensor, ...]:
+        """Maps (B, C, h, w) of the encoder at strides 4, 8 and 16."""
         x = images_B3HW.contiguous(memory_format=torch.channels_last)
         x = self.encoder["bn1"](self.encoder["conv_stem"](x))
         maps: list[Tensor] = []
@@ -117,9 +130,7 @@ class EfficientNetTower(nn.Module):
             x = stage(x)
             if index in (1, 2, 4):  # the last stages of strides 4, 8, 16
                 maps.append(x)
-        rows, cols = x.shape[-2:]
-        tokens = self.projection(x.permute(0, 2, 3, 1)) + self.pos_embed[:, :rows, :cols]
-        return tokens.flatten(1, 2), tuple(maps)
+        return tuple(maps)
 
 
 class VisionEncoder(nn.Module):
