@@ -7,7 +7,8 @@ source, changed, cells, captions, mask_components), or mask_cells.csv and labels
 them. GeoTIFF pairs in which nothing was built are false alarms, as there. No training, calibration or choice
 may have used any of them. Captions are scored by the protocol `strict`; METEOR needs Java.
 
-Intervals: 95 %, percentile bootstrap over the pairs of a source, the same draws for both models.
+Intervals: 95 %, percentile bootstrap over the pairs of a source, the same draws for both models. A second
+table has the answers by the share of the pixels that changed, of all pairs with a label.
 Prints Markdown on stdout, messages on stderr.
 """
 
@@ -20,6 +21,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +51,8 @@ from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
 from deltavlm.tasks import count, locate  # noqa: E402
 from deltavlm.tasks.caption import denies_change  # noqa: E402
 
+CHANGED_SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0)  # largest of each row, of the pixels of a pair
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:
@@ -67,6 +71,7 @@ class Answered:
     """Answers of a model to the standard questions about a pair, and its mask against the true one."""
 
     truth: Truth
+    changed_share: float  # of the pixels of the true mask
     p_yes: float
     caption: str
     buildings: int
@@ -135,6 +140,7 @@ def ask(model: ChangeModel, truths: Sequence[Truth], batch: int = 8) -> list[Ans
             answered.append(
                 Answered(
                     truth,
+                    float(true.mean()),
                     yes_no.score,
                     caption.text,
                     buildings,
@@ -262,6 +268,22 @@ def print_source(table: Table, source: str, old: Sequence[Answered], new: Sequen
             )
 
 
+def print_shares(models: dict[str, list[Answered]]) -> None:
+    """Answers by the share of the pixels that changed, the unchanged pairs first."""
+    table = Table()
+    for low, high in pairwise((-1.0, *CHANGED_SHARES)):
+        cells: dict[str, object] = {"pixels changed": "none" if high == 0 else f"up to {high:.0%}"}
+        for name, answers in models.items():
+            scores = [a.p_yes for a in _labelled(answers) if low < a.changed_share <= high]
+            cells["pairs"] = len(scores)
+            if scores:
+                called = np.mean([score >= 0.5 for score in scores])
+                cells[f"{name}: mean P(yes)"] = f"{np.mean(scores):.2f}"
+                cells[f"{name}: called changed"] = f"{called:.0%}"
+        if cells["pairs"]:
+            table.row(cells)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -273,9 +295,12 @@ def main() -> None:
     models = [load_model(name, device="cpu") for name in (args.old, args.new)]
     print(f"{heading(1)}\n\nold {models[0].fingerprint[:8]}, new {models[1].fingerprint[:8]}\n")
     table = Table()
+    answers: dict[str, list[Answered]] = {"old": [], "new": []}
     for folder in args.folder:
         truths = read_truths(folder)
         old, new = (ask(model, truths) for model in models)
+        answers["old"] += old
+        answers["new"] += new
         for source in dict.fromkeys(truth.source for truth in truths):
             of_source = [index for index, truth in enumerate(truths) if truth.source == source]
             print_source(table, source, [old[i] for i in of_source], [new[i] for i in of_source])
@@ -292,6 +317,8 @@ def main() -> None:
                         "new - old": f"{after - share:+.3f}",
                     }
                 )
+    print()
+    print_shares(answers)
 
 
 if __name__ == "__main__":

