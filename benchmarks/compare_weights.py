@@ -47,6 +47,7 @@ from deltavlm.errors import AnswerParseError  # noqa: E402
 from deltavlm.metrics import binary, java, sets, text  # noqa: E402
 from deltavlm.model.interface import ChangeModel, Masks  # noqa: E402
 from deltavlm.model.kinds import load_model  # noqa: E402
+from deltavlm.model.openvino import usable_cores  # noqa: E402
 from deltavlm.scoring.synthetic import STANDARD_QUESTIONS  # noqa: E402
 from deltavlm.tasks import count, locate  # noqa: E402
 from deltavlm.tasks.caption import denies_change  # noqa: E402
@@ -293,7 +294,7 @@ def main() -> None:
     parser.add_argument("--new", required=True, help="name of a shipped model, or a checkpoint folder")
     args = parser.parse_args()
     models = [load_model(name, device="cpu") for name in (args.old, args.new)]
-    print(f"{heading(1)}\n\nold {models[0].fingerprint[:8]}, new {models[1].fingerprint[:8]}\n")
+    print(f"{heading(usable_cores())}\n\nold {models[0].fingerprint[:8]}, new {models[1].fingerprint[:8]}\n")
     table = Table()
     answers: dict[str, list[Answered]] = {"old": [], "new": []}
     for folder in args.folder:

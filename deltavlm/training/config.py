@@ -22,8 +22,6 @@ PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 Module = Literal["vision", "difference", "dense", "qformer", "projection"]
 ANSWERING: tuple[Objective, ...] = ("language", "joint", "instruct", "mci_joint", "mci_caption")
 """Parts that train on answers, so that the model can be asked."""
-UNUSED = ("start", "fresh", "start_weight", "scenes", "max_epochs")
-"""Keys that the training of an adapter and of a model of kind mci does not use."""
 STAGES: tuple[Objective, ...] = ("mci_joint", "mci_caption", "mci_mask")
 """Parts of a model of kind mci."""
 
@@ -278,7 +276,8 @@ class TrainConfig:
 
     def _check_unused(self, trained: str, phase_keys: frozenset[str]) -> None:
         """Raises: ValueError for values that the training of another kind of model would ignore."""
-        unused = [name for name in UNUSED if getattr(self, name)]
+        top = ("start", "fresh", "start_weight", "scenes", "max_epochs")
+        unused = [name for name in top if getattr(self, name)]
         unused += ["sharding"] * (self.sharding != "ddp")
         for name, phase in self.phases.items():
             default = Phase(phase.part, phase.steps, phase.batch, phase.lr)

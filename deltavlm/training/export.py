@@ -43,11 +43,10 @@ def average(model: DeltaVLM, start: Path, weight: float) -> None:
     Between both, the model keeps more of what it knew of other images than the trained one and has learned
     most of what that has. Source: Wortsman et al., Robust fine-tuning of zero-shot models, arXiv 2109.01903.
     """
-    _, original = checkpoint.load(start)
+    _, original = checkpoint.load(start, language_dtype=model.language.dtype)
     others = original.state_dict()
-    tensors = {
-        tensor.data_ptr(): (name, tensor) for name, tensor in model.state_dict().items()
-    }  # tied ones once
+    # tied weights have two names and must be averaged once
+    tensors = {tensor.data_ptr(): (name, tensor) for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         for name, tensor in tensors.values():
             if tensor.is_floating_point():

@@ -232,6 +232,13 @@ def test_color_jitter_keeps_the_order_of_values(scenes: list[Scene]) -> None:
             assert (np.diff(new[..., band].ravel()[order].astype(int)) >= 0).all()
 
 
+def test_color_jitter_casts_a_color_on_gray() -> None:
+    """Bands of a gray image differ by some 20 of 255, as old and new dates of one place do."""
+    gray, rng = np.full((1, 1, 3), 110, np.uint8), np.random.default_rng(0)
+    casts = [np.ptp(color_jitter(rng, gray).astype(int)) for _ in range(300)]
+    assert 15 < np.median(casts) < 40
+
+
 def test_every_neighborhood_of_a_large_scene_changes() -> None:
     scene = make_scene(2, 640, 320, SceneOptions(change=1.0))
     assert scene.before.shape == (320, 640, 3)

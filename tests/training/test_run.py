@@ -21,12 +21,12 @@ from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.training import __main__ as command
-from deltavlm.training import build
+from deltavlm.training import build, export
 from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.checkpoints import final_weights, load_state, open_folder
 from deltavlm.training.collate import TrainBatch
 from deltavlm.training.config import Phase, RecordSet, TrainConfig
-from deltavlm.training.export import average, write_model_folder
+from deltavlm.training.export import write_model_folder
 from deltavlm.training.loop import Trainer
 from tests.tiny import TINY, tiny_checkpoint
 
@@ -127,17 +127,27 @@ def test_the_recipe_of_nano_runs_from_scratch(recipe: Path, tmp_path: Path) -> N
         torch.testing.assert_close(after[name], before[name], msg=name)
 
 
-def test_a_mean_with_the_start_has_its_share(tmp_path: Path) -> None:
-    """A quarter of the start: 0.75 of a trained weight and 0.25 of the one before."""
-    tiny_checkpoint(tmp_path)
-    _, model = checkpoint.load(tmp_path)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+@pytest.mark.parametrize(("start_weight", "added"), [(0.0, 1.0), (0.25, 0.75)])
+def test_the_exported_model_has_its_share_of_the_start(
+    start_weight: float, added: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of the start: 0.75 of a trained weight and 0.25 of the one before, also of tied ones."""
+    start = tmp_path / "start"
+    start.mkdir()
+    tiny_checkpoint(start)
+    model_config, model = checkpoint.load(start)
+    expected = {name: tensor + added for name, tensor in model.named_parameters()}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
-    average(model, tmp_path, 0.25)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter, start[name] + 0.75, msg=name)
+    config = load(shipped_config("train_nano.yaml"), TrainConfig)
+    config = replace(config, start=str(start), start_weight=start_weight)
+    monkeypatch.setattr(export, "_calibrate", lambda *arguments: Calibration())
+    inputs = build.RunInputs(model_config, start, ())
+    export.export_model(model, config, inputs, {}, tmp_path / "run", tmp_path / "model")
+    _, exported = checkpoint.load(tmp_path / "model")
+    for name, parameter in exported.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], msg=name, atol=2e-3, rtol=1e-3)  # fp16
 
 
 @pytest.mark.parametrize(
