@@ -96,7 +96,7 @@ class EfficientNetTower(nn.Module):
     """
 
     STAGES = 5
-    CPU_IMAGES = 16  # that a frozen encoder takes at once on a CPU; 64 take nearly twice as long each
+    CPU_IMAGES = 16  # that a frozen encoder takes at once on a CPU, where more are slower
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
