@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from deltavlm.config import suggest
 from deltavlm.errors import ConfigError
 from deltavlm.messages import pluralize
+from deltavlm.model.device import tune_malloc
 from deltavlm.training.checkpoints import TrainLog, load_state, save_state
 from deltavlm.training.config import ANSWERING, Phase, TrainConfig, Validation
 from deltavlm.training.distributed import (
@@ -141,6 +142,8 @@ class Trainer:
         self.step, self.validation_due = 0, False
         self.best = BestMetric()
         self.micro_batch_size, self.grad_accum_steps = micro_batches(name, self.phase)
+        if machine.device.type == "cpu":
+            tune_malloc()
         multipliers = freeze(learner, self.phase)
         path = hooks.out / f"{name}.pt"
         state = load_state(path) if path.exists() else None

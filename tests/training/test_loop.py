@@ -17,7 +17,7 @@ from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError
 from deltavlm.model.deltavlm import IGNORE_INDEX
 from deltavlm.model.tokenizer import Codec
-from deltavlm.training import distributed
+from deltavlm.training import distributed, loop
 from deltavlm.training.checkpoints import final_weights, load_state, logged_precisions
 from deltavlm.training.collate import TrainLoader, collate, collate_answers
 from deltavlm.training.config import Phase, Precision, Scenes, TrainConfig, Validation
@@ -100,6 +100,15 @@ def build_trainer(
         partial(collate, phase=phase, config=MODEL, codecs=(codec, codec)),
     )
     return Trainer(config, name, learner, loader, pick_machine(config), TrainHooks(out, validate))
+
+
+def test_trainer_on_a_cpu_tunes_malloc(
+    caches: Path, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(loop, "tune_malloc", lambda: calls.append(None))
+    build_trainer("vision", caches, codec, tmp_path)
+    assert calls == [None]
 
 
 def logged(out: Path, kind: str = "train") -> list[dict[str, Any]]:
