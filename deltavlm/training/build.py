@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltavlm.config import load, shipped_config
 from deltavlm.errors import ConfigError
@@ -260,7 +260,8 @@ def build_initial_model(config: TrainConfig, inputs: RunInputs) -> DeltaVLM:
 
 
 def build_model(config: TrainConfig, inputs: RunInputs, out: Path, phase: str) -> DeltaVLM:
-    """Model at the beginning of a phase: initial weights, then the final ones of each phase before it.
+    """Model at the beginning of a phase: initial weights, then the final ones of each phase before it, or
+    their mean with those that it started from (`Phase.start_weight`).
 
     A `phase` that is not in the config ("") gives the model at the end of the run.
     """
@@ -268,9 +269,30 @@ def build_model(config: TrainConfig, inputs: RunInputs, out: Path, phase: str) -
     earlier = names[: names.index(phase)] if phase in names else names
     model = build_initial_model(config, inputs)
     best = config.validation is not None and config.validation.metric is not None
-    for name in earlier if config.start else earlier[-1:]:  # without a start, checkpoints have all weights
-        model.load_state_dict(final_weights(out, name, best=best), strict=False)
+    has_mean = any(config.phases[name].start_weight for name in earlier)
+    # without a start, checkpoints have all weights
+    for name in earlier if config.start or has_mean else earlier[-1:]:
+        load_trained(model, final_weights(out, name, best=best), config.phases[name].start_weight)
     return model
+
+
+@torch.no_grad()
+def load_trained(model: DeltaVLM, weights: Mapping[str, Tensor], start_weight: float) -> None:
+    """Load a phase's final weights, by name, into the model that it started from: (1 - start_weight) of them
+    and `start_weight` of the model's own.
+
+    The mean of both keeps more of what the start knew of other images than the trained weights, and has most
+    of what they learned. Source: Wortsman et al., Robust fine-tuning of zero-shot models, arXiv 2109.01903.
+    """
+    starts = [tensor.clone() for tensor in model.state_dict().values()] if start_weight else []
+    model.load_state_dict(weights, strict=False)
+    if not start_weight:
+        return
+    averaged: set[int] = set()  # tied weights have two names and are averaged once
+    for trained, start in zip(model.state_dict().values(), starts, strict=True):
+        if trained.is_floating_point() and trained.data_ptr() not in averaged:
+            averaged.add(trained.data_ptr())
+            trained.lerp_(start, start_weight)
 
 
 def is_language_trainable(config: TrainConfig) -> bool:

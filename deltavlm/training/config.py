@@ -90,7 +90,7 @@ class Phase:
 
     `rates` overrides that: learning-rate multipliers by the name of a module or parameter ("vision",
     "vision.tower.blocks.37"); 0 freezes it, and the longest matching name counts. A phase starts from the EMA
-    weights of the phase before it.
+    weights of the phase before it, or with `start_weight` from their mean with those that phase started from.
     """
 
     part: Objective
@@ -100,6 +100,7 @@ class Phase:
     warmup: int = 200  # steps
     crop_px: int | None = None  # side of random crops of scenes; default: no crop
     weight_decay: float = 0.03  # of matrices; biases and norms have none
+    start_weight: float = 0.0  # of the weights that it starts from in the mean that it ends with
     words: float = 1.0  # weight of the answers' loss beside the mask losses
     class_balance: float = 1.0  # power of the class weights of the mask loss (losses.CLASS_WEIGHTS)
     rows: int = 5  # questions per pair and step, at most
@@ -133,6 +134,8 @@ class Phase:
         for name in (*shares, *dropped):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
+        if not 0 <= self.start_weight < 1:
+            raise ValueError(f"start_weight is {self.start_weight}, not at least 0 and below 1")
         for name, factor in self.rates.items():
             if not 0 <= factor < math.inf:
                 raise ValueError(f"rates.{name} is {factor}, less than 0 or not finite")
@@ -200,7 +203,6 @@ class TrainConfig:
     adapter: Adapter | None = None  # what is trained of a model hf:...
     start: str | None = None  # name or folder of the model to start from; default: random weights
     fresh: tuple[Module, ...] = ()  # modules of it to initialize anew, as the config `model` says
-    start_weight: float = 0.0  # of the start in the exported mean of it and the trained (`export.average`)
     pretrained: bool = True  # without a start: pretrained weights for an encoder that has some
     seed: int = 0
     clip: float = 1.0  # norm that gradients are clipped to
@@ -232,16 +234,15 @@ class TrainConfig:
             raise ValueError(f"max_epochs is {self.max_epochs}, not above 0 and finite")
         if not (0 <= self.ema < 1 and self.clip > 0):
             raise ValueError("ema must be at least 0 and below 1, clip above 0")
-        if self.start_weight and (self.start is None or self.fresh):
-            raise ValueError("start_weight needs a start, and no fresh modules: it is a mean of both weights")
-        if not 0 <= self.start_weight < 1:
-            raise ValueError(f"start_weight is {self.start_weight}, not at least 0 and below 1")
         if self.validation is not None:
             self._check_metric(self.validation.metric)
         for name, phase in self.phases.items():
             self._check_phase(name, phase)
         self._check_adapter()
         self._check_stages()
+        first, phase = next(iter(self.phases.items()))
+        if phase.start_weight and (self.start is None or self.fresh):
+            raise ValueError(f"phase {first} starts from random weights, which a start_weight would mix in")
 
     def _check_adapter(self) -> None:
         is_chat_model, parts = kind_of(self.model) == "hf", [phase.part for phase in self.phases.values()]
@@ -276,7 +277,7 @@ class TrainConfig:
 
     def _check_unused(self, trained: str, phase_keys: frozenset[str]) -> None:
         """Raises: ValueError for values that the training of another kind of model would ignore."""
-        top = ("start", "fresh", "start_weight", "scenes", "max_epochs")
+        top = ("start", "fresh", "scenes", "max_epochs")
         unused = [name for name in top if getattr(self, name)]
         unused += ["sharding"] * (self.sharding != "ddp")
         for name, phase in self.phases.items():

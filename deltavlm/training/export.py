@@ -37,22 +37,6 @@ def describe_commit() -> str:
         return "unknown"
 
 
-def average(model: DeltaVLM, start: Path, weight: float) -> None:
-    """Bring the weights of a trained model to (1 - weight) of theirs and `weight` of those of its start.
-
-    Between both, the model keeps more of what it knew of other images than the trained one and has learned
-    most of what that has. Source: Wortsman et al., Robust fine-tuning of zero-shot models, arXiv 2109.01903.
-    """
-    _, original = checkpoint.load(start, language_dtype=model.language.dtype)
-    others = original.state_dict()
-    # tied weights have two names and must be averaged once
-    tensors = {tensor.data_ptr(): (name, tensor) for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        for name, tensor in tensors.values():
-            if tensor.is_floating_point():
-                tensor.lerp_(others[name].to(tensor.dtype), weight)
-
-
 def export_model(
     model: DeltaVLM,
     config: TrainConfig,
@@ -66,8 +50,6 @@ def export_model(
     Returns the calibration of yes/no scores: fitted on the held-out pairs of the sets where they are enough,
     else on the validation scenes, else unchanged.
     """
-    if config.start_weight and inputs.start is not None:
-        average(model, inputs.start, config.start_weight)
     model_config = write_model_folder(model, inputs, provenance, out, folder)
     calibration = _calibrate(out, folder, config, inputs.splits) or inputs.model.calibration
     checkpoint.save_config(folder, replace(model_config, calibration=calibration))

@@ -228,7 +228,11 @@ def test_recomputed_activations_give_the_same_adapter(folder: Path, tmp_path: Pa
         ({"adapter": None}, "only an adapter can be trained"),
         ({"sets": {}}, "nothing to train on"),
         ({"max_epochs": 3}, "does not support max_epochs"),
-        ({"start": "nano", "start_weight": 0.5}, "does not support start, start_weight"),
+        ({"start": "nano"}, "does not support start;"),
+        (
+            {"phases": {"tune": replace(PHASE, start_weight=0.5)}},
+            r"does not support phases\.tune\.start_weight",
+        ),
         ({"phases": {"tune": replace(PHASE, cut=0.1)}}, r"does not support phases\.tune\.cut"),
         ({"phases": {"tune": replace(PHASE, part="language")}}, "one phase, of part adapter"),
         ({"model": "nano", "adapter": None}, "needs the key adapter"),

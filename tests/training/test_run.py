@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from deltavlm.config import dump, load, shipped_config
+from deltavlm.config import dump, from_mapping, load, shipped_config, to_mapping
 from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
-from deltavlm.errors import InputError, OutputError
+from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Calibration, DeltaVLMConfig
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.training import __main__ as command
-from deltavlm.training import build, export
+from deltavlm.training import build, checkpoints
 from deltavlm.training.changechat_dataset import Split
 from deltavlm.training.checkpoints import final_weights, load_state, open_folder
 from deltavlm.training.collate import TrainBatch
@@ -127,42 +127,55 @@ def test_the_recipe_of_nano_runs_from_scratch(recipe: Path, tmp_path: Path) -> N
         torch.testing.assert_close(after[name], before[name], msg=name)
 
 
-@pytest.mark.parametrize(("start_weight", "added"), [(0.0, 1.0), (0.25, 0.75)])
-def test_the_exported_model_has_its_share_of_the_start(
-    start_weight: float, added: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("start_weights", "expected"),
+    [((0.0, 0.0), 2.0), ((0.25, 0.0), 2.0), ((0.0, 0.5), 1.5), ((0.25, 0.5), 1.375)],
+)
+@pytest.mark.parametrize("phase", ["", "words"])
+def test_a_phase_ends_with_its_share_of_the_weights_it_started_from(
+    phase: str, start_weights: tuple[float, float], expected: float, tmp_path: Path
 ) -> None:
-    """A quarter of the start: 0.75 of a trained weight and 0.25 of the one before, also of tied ones."""
-    start = tmp_path / "start"
+    """Phases end 1 and 2 above the start: with a quarter of 0 the first at 0.75, with half of that the second
+    at 1.375. So do tied weights."""
+    start, out = tmp_path / "start", tmp_path / "run"
     start.mkdir()
     tiny_checkpoint(start)
     model_config, model = checkpoint.load(start)
-    expected = {name: tensor + added for name, tensor in model.named_parameters()}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
+    of_start = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     config = load(shipped_config("train_nano.yaml"), TrainConfig)
-    config = replace(config, start=str(start), start_weight=start_weight)
-    monkeypatch.setattr(export, "_calibrate", lambda *arguments: Calibration())
-    inputs = build.RunInputs(model_config, start, ())
-    export.export_model(model, config, inputs, {}, tmp_path / "run", tmp_path / "model")
-    _, exported = checkpoint.load(tmp_path / "model")
-    for name, parameter in exported.named_parameters():
-        torch.testing.assert_close(parameter, expected[name], msg=name, atol=2e-3, rtol=1e-3)  # fp16
+    names = ("masks", "words")
+    phases = {
+        name: replace(config.phases[name], start_weight=share)
+        for name, share in zip(names, start_weights, strict=True)
+    }
+    out.mkdir()
+    for added, name in enumerate(names, start=1):
+        moved = {
+            key: tensor + added if tensor.is_floating_point() else tensor for key, tensor in weights.items()
+        }
+        checkpoints.save_state(out, name, {"mean": moved})
+    config = replace(config, start=str(start), phases=phases)
+    built = build.build_model(config, build.RunInputs(model_config, start, ()), out, phase)
+    added = expected if phase == "" else 1 - start_weights[0]
+    for name, parameter in built.named_parameters():
+        torch.testing.assert_close(parameter, of_start[name] + added, msg=name)
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "share", "message"),
     [
-        ({"start_weight": 0.5}, "needs a start"),
-        ({"start_weight": 0.5, "start": "nano", "fresh": ("qformer",)}, "no fresh modules"),
-        ({"start_weight": 1.0, "start": "nano"}, "below 1"),
-        ({"start_weight": -0.5, "start": "nano"}, "at least 0"),
+        ({}, 0.5, "phase masks starts from random weights"),
+        ({"start": "nano", "fresh": ["qformer"]}, 0.5, "phase masks starts from random weights"),
+        ({"start": "nano"}, 1.0, "below 1"),
+        ({"start": "nano"}, -0.5, "at least 0"),
     ],
 )
-def test_a_mean_with_no_start_is_refused(values: dict[str, Any], message: str) -> None:
-    config = load(shipped_config("train_nano.yaml"), TrainConfig)
-    with pytest.raises(ValueError, match=message):
-        replace(config, **values)
+def test_a_mean_with_random_weights_is_refused(values: dict[str, Any], share: float, message: str) -> None:
+    recipe = to_mapping(load(shipped_config("train_nano.yaml"), TrainConfig)) | values
+    recipe["phases"]["masks"]["start_weight"] = share
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(TrainConfig, recipe, "recipe.yaml")
 
 
 @pytest.mark.slow
