@@ -18,7 +18,7 @@ import numpy.typing as npt
 from deltavlm.errors import ConfigError
 from deltavlm.messages import UNSUPPORTED, pluralize
 from deltavlm.model.config import DeltaVLMConfig, ScoreCalibration
-from deltavlm.model.constraint import Constraint
+from deltavlm.model.constraint import AnyAnswer, Constraint
 from deltavlm.model.interface import AnswerForm, CheckpointFacts, Question, Reply
 from deltavlm.model.memory import run_in_batches
 from deltavlm.model.tokenizer import Codec
@@ -141,7 +141,7 @@ class CheckpointModel(CheckpointFacts, ABC):
         distinct = dict.fromkeys(question for _, question in rows)
         unsupported = {question for question in distinct if not self.supports(question)}
         supported_rows = [row for row in rows if row[1] not in unsupported]
-        replies = iter(self._answer_supported(encoded, supported_rows))
+        replies = iter(self._insist(encoded, supported_rows, self._answer_supported(encoded, supported_rows)))
         return [
             Reply(UNSUPPORTED, math.nan) if question in unsupported else next(replies) for _, question in rows
         ]
@@ -151,6 +151,25 @@ class CheckpointModel(CheckpointFacts, ABC):
         if self.scope is None or not question.typed:
             return True
         return self.scope.supports(question.typed, after_answer=question.after_answer)
+
+    def _insist(
+        self, encoded: Any, rows: Sequence[tuple[int, Question]], replies: Sequence[Reply]
+    ) -> list[Reply]:
+        """Replies to R rows of supported questions, where those that the language model declined are decoded
+        again without its sentence: with a question scope, that alone decides what is unsupported."""
+        replies = list(replies)
+        if self.scope is None or self.config.decoding.beams > 1:
+            return replies
+        declined = [
+            index
+            for index, (row, reply) in enumerate(zip(rows, replies, strict=True))
+            if row[1].typed and reply.text == UNSUPPORTED
+        ]
+        forms = [AnyAnswer()] * len(declined)
+        again = self._answer_round(encoded, [rows[index] for index in declined], forms)
+        for index, reply in zip(declined, again, strict=True):
+            replies[index] = reply
+        return replies
 
     def _answer_supported(self, encoded: Any, rows: Sequence[tuple[int, Question]]) -> list[Reply]:
         """Answers of the language model to R rows, in their order; see `Decoding.consistent`."""

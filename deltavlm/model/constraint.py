@@ -11,7 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from deltavlm.messages import UNSUPPORTED
 from deltavlm.model.interface import AnswerForm
+
+
+class AnyAnswer:
+    """Form of all texts but those that begin with the first word of `messages.UNSUPPORTED`."""
+
+    only_text = None
+
+    def begins(self, text: str) -> bool:
+        """
+        >>> AnyAnswer().begins("the"), AnyAnswer().begins("this model")
+        (True, False)
+        """
+        return text.split()[:1] != UNSUPPORTED.split()[:1]
+
+    def ends(self, text: str) -> bool:
+        return bool(text.strip()) and self.begins(text)
 
 
 @dataclass(slots=True)

@@ -11,14 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.questions import POINT, ROOT, is_answered, read_questions
 from deltavlm.errors import ModelError
+from deltavlm.geo.chips import chip_at
+from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.messages import UNSUPPORTED
-from deltavlm.model import checkpoint
+from deltavlm.model import answering, checkpoint, constraint
 from deltavlm.model.folder import WEIGHTS
 from deltavlm.model.interface import Question
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.scope import QuestionScope
+from deltavlm.pipeline.conversation import encode_chip
 from tests.tiny import SCOPE, TINY, constant_scope, save_with_scope
 
 
@@ -64,6 +68,40 @@ def test_only_typed_questions_are_refused(tmp_path: Path) -> None:
     assert math.isnan(
         model.answer_rows(model.encode(*[np.zeros((1, 3, 64, 64), np.uint8)] * 2), [(0, own)])[0].score
     )
+
+
+def test_the_scope_alone_decides_what_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the language model declines a typed question that is in scope, its next best answer counts; a
+    standard question has the answer that it has."""
+    save_with_scope(tmp_path, constant_scope("answerable"))
+    model = load_model(str(tmp_path), device="cpu")
+    assert isinstance(model, Predictor)
+    standard = Question("change", "Please judge whether these two images have changed.", max_new_tokens=3)
+    own = replace(standard, typed=standard.prompt)
+    (declined,) = ask(model, standard)
+    assert declined.split()
+    for module in (answering, constraint):
+        monkeypatch.setattr(module, "UNSUPPORTED", declined)
+    first, insisted, last = ask(model, standard, own, standard)
+    assert first == last == declined
+    assert insisted.split()[:1] != declined.split()[:1]
+    assert insisted
+
+
+def test_questions_typed_by_hand_are_answered_or_refused() -> None:
+    """Of the questions written before nano was trained on any, at least 95 % of either kind are judged right;
+    what the language model itself declines counts too."""
+    model = load_model("nano", device="cpu")
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    pair = RasterPair(*(str(ROOT / "sample_data" / f"{date}.tif") for date in ("before", "after")))
+    with open_pair(pair) as reader:
+        chip = encode_chip(reader, model, chip_at(reader, *POINT, 256))
+        for question in read_questions(ROOT / "benchmarks" / "questions.jsonl"):
+            if question.group == "typed":
+                is_right = is_answered(reader, model, chip, question)[0] == question.answerable
+                right[question.answerable].append(is_right)
+    assert [len(flags) for flags in right.values()] == [100, 100]
+    assert all(sum(flags) >= 95 for flags in right.values()), {k: sum(v) for k, v in right.items()}
 
 
 def test_a_model_without_a_scope_answers_everything(tmp_path: Path) -> None:
