@@ -110,7 +110,7 @@ def run_python(page: Path) -> None:
 def test_the_python_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_python(TUTORIALS / "python.md")
     stdout = capsys.readouterr().out
-    assert stdout.startswith("6 of 12 chips changed, 0 failed\n")
+    assert stdout.startswith("4 of 12 chips changed, 0 failed\n")
     assert "missing failed: " in stdout
     files = {path.name for path in here.iterdir()}
     assert files >= {"map.gpkg", "part.geojson", "part.changes.geojson", "mask.tif", "all.gpkg"}
@@ -120,7 +120,7 @@ def test_the_python_tutorial_runs(here: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 def test_the_python_example_of_the_readme_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_python(ROOT / "README.md")
-    assert capsys.readouterr().out.startswith("6 ChangedChip(")
+    assert capsys.readouterr().out.startswith("4 ChangedChip(")
     assert Path("changes.gpkg").exists()
 
 
