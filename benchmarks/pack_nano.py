@@ -228,8 +228,11 @@ def main() -> None:
     export_graphs(checkpoint.load(shipped)[1], shipped)
     docs = ROOT / "docs"
     (docs / "nano").mkdir(exist_ok=True)
-    for name in ("config.yaml", "log.jsonl", "scores.json"):
+    for name in ("log.jsonl", "scores.json"):
         shutil.copyfile(run / name, docs / "nano" / name)
+    recipe = yaml.safe_load((run / "config.yaml").read_text())
+    recipe["scenes"]["ground_folder"] = "tiles"  # not where they are on this machine
+    (docs / "nano" / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     write_docs(scores, docs)
 
 

@@ -141,7 +141,9 @@ class CheckpointModel(CheckpointFacts, ABC):
         distinct = dict.fromkeys(question for _, question in rows)
         unsupported = {question for question in distinct if not self.supports(question)}
         supported_rows = [row for row in rows if row[1] not in unsupported]
-        replies = iter(self._insist(encoded, supported_rows, self._answer_supported(encoded, supported_rows)))
+        replies = iter(
+            self._redecode_declined(encoded, supported_rows, self._answer_supported(encoded, supported_rows))
+        )
         return [
             Reply(UNSUPPORTED, math.nan) if question in unsupported else next(replies) for _, question in rows
         ]
@@ -152,7 +154,7 @@ class CheckpointModel(CheckpointFacts, ABC):
             return True
         return self.scope.supports(question.typed, after_answer=question.after_answer)
 
-    def _insist(
+    def _redecode_declined(
         self, encoded: Any, rows: Sequence[tuple[int, Question]], replies: Sequence[Reply]
     ) -> list[Reply]:
         """Replies to R rows of supported questions, where those that the language model declined are decoded
@@ -163,7 +165,7 @@ class CheckpointModel(CheckpointFacts, ABC):
         declined = [
             index
             for index, (row, reply) in enumerate(zip(rows, replies, strict=True))
-            if row[1].typed and reply.text == UNSUPPORTED
+            if row[1].typed and UNSUPPORTED in reply.text
         ]
         forms = [AnyAnswer()] * len(declined)
         again = self._answer_round(encoded, [rows[index] for index in declined], forms)

@@ -16,16 +16,16 @@ from deltavlm.model.interface import AnswerForm
 
 
 class AnyAnswer:
-    """Form of all texts but those that begin with the first word of `messages.UNSUPPORTED`."""
+    """Form of all texts without the first word of `messages.UNSUPPORTED`."""
 
     only_text = None
 
     def begins(self, text: str) -> bool:
         """
-        >>> AnyAnswer().begins("the"), AnyAnswer().begins("this model")
-        (True, False)
+        >>> [AnyAnswer().begins(text) for text in ("the", "this", "in the middle this")]
+        [True, False, False]
         """
-        return text.split()[:1] != UNSUPPORTED.split()[:1]
+        return UNSUPPORTED.split()[0] not in text.split()
 
     def ends(self, text: str) -> bool:
         return bool(text.strip()) and self.begins(text)

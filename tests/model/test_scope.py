@@ -84,8 +84,8 @@ def test_the_scope_alone_decides_what_is_unsupported(tmp_path: Path, monkeypatch
         monkeypatch.setattr(module, "UNSUPPORTED", declined)
     first, insisted, last = ask(model, standard, own, standard)
     assert first == last == declined
-    assert insisted.split()[:1] != declined.split()[:1]
     assert insisted
+    assert declined.split()[0] not in insisted.split()
 
 
 def test_questions_typed_by_hand_are_answered_or_refused() -> None:
