@@ -18,7 +18,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,17 @@ def is_answered(
     return record["status"] == "answered", record["answer"]
 
 
+def ask_each(
+    model: ChangeModel, questions: Iterable[TypedQuestion]
+) -> Iterator[tuple[TypedQuestion, bool, str]]:
+    """Each question with whether it is answered, and the answer, about a chip of the sample pair."""
+    pair = RasterPair(*(str(ROOT / "sample_data" / f"{date}.tif") for date in ("before", "after")))
+    with open_pair(pair) as reader:
+        chip = encode_chip(reader, model, chip_at(reader, *POINT, 256))
+        for question in questions:
+            yield question, *is_answered(reader, model, chip, question)
+
+
 def wilson(hits: int, number: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     share, z = hits / number, NORMAL**2 / number
@@ -106,19 +117,13 @@ def main() -> None:
     model = load_model(args.model, device="cpu")
     right: dict[tuple[str, bool], list[bool]] = defaultdict(list)
     by_kind: dict[tuple[str, bool, str], list[bool]] = defaultdict(list)
-    pair = RasterPair(*(str(ROOT / "sample_data" / f"{date}.tif") for date in ("before", "after")))
-    with open_pair(pair) as reader:
-        chip = encode_chip(reader, model, chip_at(reader, *POINT, 256))
-        for question in questions:
-            answered, answer = is_answered(reader, model, chip, question)
-            is_right = answered == question.answerable
-            right[question.group, question.answerable].append(is_right)
-            by_kind[question.group, question.answerable, question.kind].append(is_right)
-            if not is_right:
-                verdict = "answered" if answered else "refused"
-                print(
-                    f"{question.group}: {verdict}: {' / '.join(question.turns)} -> {answer}", file=sys.stderr
-                )
+    for question, answered, answer in ask_each(model, questions):
+        is_right = answered == question.answerable
+        right[question.group, question.answerable].append(is_right)
+        by_kind[question.group, question.answerable, question.kind].append(is_right)
+        if not is_right:
+            verdict = "answered" if answered else "refused"
+            print(f"{question.group}: {verdict}: {' / '.join(question.turns)} -> {answer}", file=sys.stderr)
     print(heading(torch.get_num_threads()), f"model {model.label}\n", sep="; ")
     table = Table()
     for group in groups:

@@ -11,10 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.questions import POINT, ROOT, is_answered, read_questions
+from benchmarks.questions import ROOT, ask_each, read_questions
 from deltavlm.errors import ModelError
-from deltavlm.geo.chips import chip_at
-from deltavlm.geo.pair import RasterPair, open_pair
 from deltavlm.messages import UNSUPPORTED
 from deltavlm.model import answering, checkpoint, constraint
 from deltavlm.model.folder import WEIGHTS
@@ -22,7 +20,6 @@ from deltavlm.model.interface import Question
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.model.scope import QuestionScope
-from deltavlm.pipeline.conversation import encode_chip
 from tests.tiny import SCOPE, TINY, constant_scope, save_with_scope
 
 
@@ -93,13 +90,9 @@ def test_questions_typed_by_hand_are_answered_or_refused() -> None:
     what the language model itself declines counts too."""
     model = load_model("nano", device="cpu")
     right: dict[bool, list[bool]] = {True: [], False: []}
-    pair = RasterPair(*(str(ROOT / "sample_data" / f"{date}.tif") for date in ("before", "after")))
-    with open_pair(pair) as reader:
-        chip = encode_chip(reader, model, chip_at(reader, *POINT, 256))
-        for question in read_questions(ROOT / "benchmarks" / "questions.jsonl"):
-            if question.group == "typed":
-                is_right = is_answered(reader, model, chip, question)[0] == question.answerable
-                right[question.answerable].append(is_right)
+    questions = read_questions(ROOT / "benchmarks" / "questions.jsonl")
+    for question, answered, _ in ask_each(model, (each for each in questions if each.group == "typed")):
+        right[question.answerable].append(answered == question.answerable)
     assert [len(flags) for flags in right.values()] == [100, 100]
     assert all(sum(flags) >= 95 for flags in right.values()), {k: sum(v) for k, v in right.items()}
 
