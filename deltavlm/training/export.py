@@ -103,7 +103,8 @@ def _decoding(model: DeltaVLM, inputs: RunInputs) -> Decoding:
 def _calibrate(out: Path, folder: Path, config: TrainConfig, splits: Sequence[Split]) -> Calibration | None:
     if not any(split.held_out for split in splits) and config.scenes is None:
         return None
-    model = load_model(str(folder.resolve()), device=config.device if config.scenes is None else "cpu")
+    device = config.device if config.scenes is None else "cpu"
+    model = load_model(str(folder.resolve()), device=device, runtime="torch")  # graphs may lie there already
     assert isinstance(model, Predictor)
     margins: list[float] = []
     is_changed: list[bool] = []

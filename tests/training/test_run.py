@@ -18,6 +18,7 @@ from deltavlm.data.synthetic.ground_truth import CHANGE_CLASSES
 from deltavlm.errors import ConfigError, InputError, OutputError
 from deltavlm.model import checkpoint
 from deltavlm.model.config import Calibration, DeltaVLMConfig
+from deltavlm.model.graphs import export_graphs
 from deltavlm.model.kinds import load_model
 from deltavlm.model.predictor import Predictor
 from deltavlm.training import __main__ as command
@@ -113,7 +114,10 @@ def test_the_recipe_of_nano_runs_from_scratch(recipe: Path, tmp_path: Path) -> N
         (name, step) for name in names for step in (1, 2)
     ]
     assert {"mask", "density", "lr", "norm"} <= {*log[0]}
-    model = load_model(str(out / "model"), device="cpu", dtype="fp32")
+    # a finished run exports once more, beside the graphs of `weights export`
+    export_graphs(checkpoint.load(out / "model")[1], out / "model")
+    assert command.main([str(recipe), "-o", str(out), "--resume"]) == 0
+    model = load_model(str(out / "model"), device="cpu", dtype="fp32", runtime="torch")
     assert isinstance(model, Predictor)
     assert model.config.calibration != Calibration()
     assert model.config.sources["trained_on"] == "synthetic scenes"
